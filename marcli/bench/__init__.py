@@ -1,0 +1,1 @@
+"""Speed and quality against the number of steps."""

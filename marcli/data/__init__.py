@@ -1,0 +1,1 @@
+"""Images and cached latents as batches."""

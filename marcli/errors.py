@@ -1,0 +1,13 @@
+"""Errors in the user's words. Each message says what was wrong, where, and what to do."""
+
+
+class MarcliError(Exception):
+    """Something failed that the user can act on; the command ends with exit code 1."""
+
+
+class UsageError(MarcliError):
+    """The command line or the recipe is wrong; exit code 2, before any expensive work."""
+
+
+class StoppedError(MarcliError):
+    """A signal asked to stop and everything is saved; exit code 75."""

@@ -1,0 +1,1 @@
+"""Transformers that turn known tokens into one vector z per unknown token."""

@@ -1,0 +1,1 @@
+"""Attention, MLPs, norms and embeddings shared by the backbones."""

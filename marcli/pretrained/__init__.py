@@ -1,0 +1,1 @@
+"""Published weights, read safely into our modules."""

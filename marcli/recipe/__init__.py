@@ -1,0 +1,1 @@
+"""YAML to a frozen, validated tree. No torch, no numpy."""

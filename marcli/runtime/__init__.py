@@ -1,0 +1,1 @@
+"""Processes, seeds, run directories and progress."""
