@@ -131,7 +131,9 @@ def check_order(recipe: Recipe) -> None:
             "use order 'random', or head 'cross_entropy' over vq16 or kmeans codes"
         )
     if order == "confidence" and not isinstance(backbone, MaskedBackbone):
-        raise ValueError("model.order 'confidence' needs model.backbone.kind 'masked'; a causal one takes raster or random")
+        raise ValueError(
+            "model.order 'confidence' needs model.backbone.kind 'masked'; a causal one takes raster or random"
+        )
 
 
 def check_sampling(recipe: Recipe) -> None:

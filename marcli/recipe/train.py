@@ -32,7 +32,9 @@ class Train(Section):
     compile: bool = Field(default=False, description="torch.compile the blocks")
     seed: int = Field(default=0, ge=0, description="of weights, data order, masks and noise")
     log_every: int = Field(default=50, ge=1, description="steps between lines of metrics.jsonl")
-    sample_every: int | None = Field(default=None, ge=1, description="steps between sample grids; null: only at the end")
+    sample_every: int | None = Field(
+        default=None, ge=1, description="steps between sample grids; null: only at the end"
+    )
     checkpoint_every: int = Field(default=1000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="complete checkpoints kept")
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(

@@ -1,0 +1,49 @@
+"""What every head does: one loss per token in training, one token per z in generation."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Shaped
+from torch import Generator, Tensor, nn
+
+Draws = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class HeadSampling:
+    """The settings of generation that concern a head."""
+
+    temperature: float
+    diffusion_steps: int
+    max_timestep: int
+    clip_denoised: float | None
+
+
+class Head(nn.Module):
+    """A model of p(token | z). Randomness is passed in: `draw` in training, `noise` in generation."""
+
+    def draw(self, generator: Generator, num_hidden: int) -> Draws:
+        """All randomness of one image's loss."""
+        raise NotImplementedError
+
+    def loss(
+        self, z: Float[Tensor, "batch hidden z_dim"], tokens: Shaped[Tensor, "batch hidden dim"], draws: Draws
+    ) -> Float[Tensor, "batch hidden"]:
+        """One loss per token."""
+        raise NotImplementedError
+
+    def noise(
+        self, generator: Generator, num_tokens: int, num_steps: int, settings: HeadSampling
+    ) -> Float[Tensor, "tokens draws dim"]:
+        """The noise tape of one image: what each token consumes when it is revealed."""
+        raise NotImplementedError
+
+    def sample(
+        self,
+        z: Float[Tensor, "batch wanted z_dim"],
+        z_null: Float[Tensor, "batch wanted z_dim"] | None,
+        guidance: float,
+        noise: Float[Tensor, "batch wanted draws dim"],
+        settings: HeadSampling,
+    ) -> Shaped[Tensor, "batch wanted dim"]:
+        """Draw tokens from p(token | z), guided away from `z_null` when it is given."""
+        raise NotImplementedError

@@ -1,0 +1,67 @@
+"""The diffusion head: p(token | z) as a reverse diffusion by a small MLP (section 3)."""
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from marcli.model.head.base import Draws, Head, HeadSampling
+from marcli.model.head.denoiser import DenoisingMLP
+from marcli.model.process.gaussian import diffuse, full_process, reverse_sample
+from marcli.model.process.losses import diffusion_loss
+
+
+class DiffusionHead(Head):
+    """Diffusion loss in training (eq. 2), ancestral sampling with temperature in generation (eq. 3)."""
+
+    def __init__(self, *, token_dim: int, z_dim: int, width: int, depth: int, schedule: str, noise_draws: int) -> None:
+        super().__init__()
+        self.token_dim = token_dim
+        self.noise_draws = noise_draws
+        self.process = full_process(schedule)
+        self.denoiser = DenoisingMLP(token_dim=token_dim, z_dim=z_dim, width=width, depth=depth)
+
+    def draw(self, generator: Generator, num_hidden: int) -> Draws:
+        """Timesteps and noise: `noise_draws` of each per hidden token."""
+        shape = (num_hidden, self.noise_draws)
+        return {
+            "t": torch.randint(len(self.process), shape, generator=generator),
+            "noise": torch.randn(*shape, self.token_dim, generator=generator),
+        }
+
+    def loss(
+        self, z: Float[Tensor, "batch hidden z_dim"], tokens: Float[Tensor, "batch hidden dim"], draws: Draws
+    ) -> Float[Tensor, "batch hidden"]:
+        """Squared error of the noise plus the variational bound, averaged over the draws of a token."""
+        t, noise = draws["t"], draws["noise"]  # [batch, hidden, draws], [batch, hidden, draws, dim]
+        x0 = tokens.unsqueeze(2)
+        x = diffuse(self.process, x0, t, noise)
+        prediction = self.denoiser(x, t, z.unsqueeze(2)).float()
+        mse, vb = diffusion_loss(self.process, x0.expand_as(x), x, t, noise, prediction)
+        return (mse + vb).mean(2)
+
+    def noise(
+        self, generator: Generator, num_tokens: int, num_steps: int, settings: HeadSampling
+    ) -> Float[Tensor, "tokens draws dim"]:
+        """Starting noise, then one draw per reverse step, for every token."""
+        steps = len(self.process.respaced(settings.diffusion_steps, settings.max_timestep))
+        return torch.randn(num_tokens, steps + 1, self.token_dim, generator=generator)
+
+    def sample(
+        self,
+        z: Float[Tensor, "batch wanted z_dim"],
+        z_null: Float[Tensor, "batch wanted z_dim"] | None,
+        guidance: float,
+        noise: Float[Tensor, "batch wanted draws dim"],
+        settings: HeadSampling,
+    ) -> Float[Tensor, "batch wanted dim"]:
+        """Run the reverse process; guidance acts on eps, the variance is the conditional one's."""
+        process = self.process.respaced(settings.diffusion_steps, settings.max_timestep)
+        x = noise[:, :, 0]
+        for i, step in enumerate(process.reverse_steps()):
+            t = torch.full((), step.timestep, device=z.device)
+            eps, variance = self.denoiser(x.to(z.dtype), t, z).float().chunk(2, dim=-1)
+            if z_null is not None:
+                eps_null = self.denoiser(x.to(z.dtype), t, z_null).float().chunk(2, dim=-1)[0]
+                eps = eps_null + guidance * (eps - eps_null)
+            x = reverse_sample(step, x, eps, variance, noise[:, :, i + 1], settings.temperature, settings.clip_denoised)
+        return x
