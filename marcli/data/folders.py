@@ -1,0 +1,95 @@
+"""A folder of images: one sub-folder per class, classes numbered by sorted name."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from marcli.data.columns import ColumnPictures
+from marcli.errors import UsageError
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
+)
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+
+
+def find_parquet(folder: Path, *, split: str) -> list[Path]:
+    """Return the parquet files under `folder`, sorted; only those named after `split` where any is."""
+    files = sorted(
+        file for file in folder.rglob("*") if file.suffix.lower() == ".parquet" and not _hidden(file, folder)
+    )
+    of_split = [file for file in files if file.stem.split("-")[0] == split or split in file.relative_to(folder).parts]
+    others = [file for file in files if file.stem.split("-")[0] in SPLIT_NAMES]
+    if files and not of_split and others == files:
+        raise UsageError(f"{folder} has parquet files, but none of split {split!r}: set data.split")
+    return of_split or files
+
+
+def open_folder(folder: Path, *, split: str) -> ColumnPictures:
+    """List the images under `folder` (extensions in any case, nested as deep as they are) without opening one.
+
+    Sub-folders are the classes; without sub-folders every image has class 0. Where all sub-folders have names of
+    splits, the one called `split` is used. Hidden files and folders are ignored; other files too.
+
+    Raises:
+        UsageError: no images, images beside class folders, or a missing split
+    """
+    root = _split_folder(folder, split)
+    classes = _subfolders(root)
+    if not classes:
+        names, files, sizes = None, *_images(root)
+        labels = [0] * len(files)
+    else:
+        loose = [entry.name for entry in os.scandir(root) if entry.is_file() and _is_image(entry.name)]
+        if loose:
+            raise UsageError(
+                f"{root} holds images beside its class folders ({min(loose)!r} is one): move them into a class folder"
+            )
+        names, files, sizes, labels = classes, [], [], []
+        for label, name in enumerate(classes):
+            found, lengths = _images(root / name)
+            files += found
+            sizes += lengths
+            labels += [label] * len(found)
+    if not files:
+        raise UsageError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))} in any case): check data.path")
+    digest = hashlib.sha256()
+    for file, size, label in zip(files, sizes, labels, strict=True):
+        digest.update(f"{file.relative_to(root)}\0{size}\0{label}\n".encode(errors="surrogateescape"))
+    return ColumnPictures.of_files(
+        files, np.array(labels, dtype=np.int64), class_names=names, fingerprint=digest.hexdigest(), root=root
+    )
+
+
+def _split_folder(folder: Path, split: str) -> Path:
+    subfolders = _subfolders(folder)
+    if not subfolders or not SPLIT_NAMES.issuperset(name.lower() for name in subfolders):
+        return folder
+    if split not in subfolders:
+        raise UsageError(f"{folder} has the splits {', '.join(subfolders)}, but not {split!r}: set data.split")
+    return folder / split
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(folder: Path) -> tuple[list[Path], list[int]]:
+    """Return the image files under `folder`, sorted, and their sizes in bytes."""
+    found = []
+    for parent, subfolders, _ in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        with os.scandir(parent) as entries:
+            found += [(Path(entry.path), entry.stat().st_size) for entry in entries if _is_image(entry.name)]
+    found.sort()
+    return [file for file, _ in found], [size for _, size in found]
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)

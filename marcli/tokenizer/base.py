@@ -1,0 +1,129 @@
+"""What every tokenizer is: images to cacheable rows, rows to scaled latents, latents to images.
+
+`encode` is the expensive half and is what a cache stores; `sample` is cheap and draws the latents that a model sees;
+`decode` goes back. A tokenizer owns its statistics: `scale` brings latents to unit variance, and the fingerprint says
+which network made them, so that a cache or a run made with another one can be refused.
+"""
+
+import hashlib
+import json
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, Shaped, UInt8
+from torch import Tensor, nn
+
+from marcli.recipe.tokenizer import LatentShape
+
+
+class Tokenizer(nn.Module):
+    """Base of all tokenizers.
+
+    Attributes:
+        kind: the recipe's word for it
+        shape: geometry of one image's latents
+        rows: channels of one cached row (twice the latent channels with a posterior)
+        row_dtype: dtype of cached rows: uint8 pixels, float16 moments or uint16 codes
+        scale: factor from raw to model latents, 1/std; None until measured; 1 for codes
+        has_posterior: rows are mean and standard deviation, stacked
+        weights_note: what to say about the weights in reports, or None
+    """
+
+    kind: str
+    has_posterior: bool = False
+    row_dtype: torch.dtype = torch.float16
+
+    def __init__(self, shape: LatentShape, *, scale: float | None) -> None:
+        super().__init__()
+        self.shape = shape
+        self.scale = 1.0 if shape.codebook_size is not None else scale
+        self.weights_note: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """Channels of one cached row."""
+        return self.shape.channels * (2 if self.has_posterior else 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over kind, settings and weights; not the scale, which only follows from them."""
+        digest = hashlib.sha256(json.dumps([self.kind, self.settings()], sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            array = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+            digest.update(array.flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def settings(self) -> dict[str, object]:
+        """What decides the latents besides the weights."""
+        return {"latent": self.shape.model_dump()}
+
+    def encode(self, images: UInt8[Tensor, "batch c h w"]) -> Shaped[Tensor, "batch rows s s"]:
+        """Return cacheable rows, unscaled, of `row_dtype`'s meaning (floats may still be float32)."""
+        raise NotImplementedError
+
+    def sample(
+        self, rows: Shaped[Tensor, "batch rows s s"], noise: Float[Tensor, "batch c s s"] | None
+    ) -> Float[Tensor, "batch c s s"] | Int64[Tensor, "batch 1 s s"]:
+        """Return scaled float32 latents, or int64 codes.
+
+        `noise` is standard normal and used by tokenizers with a posterior; None gives the mean.
+        """
+        if self.shape.codebook_size is not None:
+            return codes_to_int64(rows)
+        rows = rows.float()
+        if self.has_posterior:
+            mean, std = rows.chunk(2, dim=1)
+            rows = mean if noise is None else mean + std * noise
+        return rows * self._known_scale()
+
+    def decode(
+        self, latents: Float[Tensor, "batch c s s"] | Int64[Tensor, "batch 1 s s"]
+    ) -> UInt8[Tensor, "batch channels height width"]:
+        """Return images of scaled latents or codes, rounded to 8 bits."""
+        raise NotImplementedError
+
+    def unscale(self, latents: Float[Tensor, "batch c s s"]) -> Float[Tensor, "batch c s s"]:
+        """Undo `scale`."""
+        return latents / self._known_scale()
+
+    def _known_scale(self) -> float:
+        if self.scale is None:
+            raise RuntimeError(f"the scale of tokenizer {self.kind!r} is not measured yet: call measure_scale first")
+        return self.scale
+
+
+def to_signed(images: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Bytes 0..255 to float32 -1..1."""
+    return images.float() / 127.5 - 1
+
+
+def to_bytes(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """Floats -1..1 to bytes: round((x + 1) / 2 * 255), clipped; not a number becomes 0."""
+    return ((images.float() + 1) * 127.5).nan_to_num(nan=0.0).round().clamp(0, 255).to(torch.uint8)
+
+
+def codes_to_int64(rows: Tensor) -> Int64[Tensor, "*shape"]:
+    """Widen cached uint16 codes, which torch can hardly compute with."""
+    return rows.view(torch.int16).long() & 0xFFFF if rows.dtype == torch.uint16 else rows.long()
+
+
+def space_to_depth(
+    images: Shaped[Tensor, "batch c height width"], patch: int
+) -> Shaped[Tensor, "batch depth rows columns"]:
+    """Group patch x patch pixels into channels, ordered (channel, row, column)."""
+    b, c, height, width = images.shape
+    blocks = images.reshape(b, c, height // patch, patch, width // patch, patch)
+    return blocks.permute(0, 1, 3, 5, 2, 4).reshape(b, c * patch**2, height // patch, width // patch)
+
+
+def depth_to_space(
+    grid: Shaped[Tensor, "batch depth rows columns"], patch: int
+) -> Shaped[Tensor, "batch c height width"]:
+    """Undo `space_to_depth`."""
+    b, depth, rows, columns = grid.shape
+    blocks = grid.reshape(b, depth // patch**2, patch, patch, rows, columns)
+    return blocks.permute(0, 1, 4, 2, 5, 3).reshape(b, depth // patch**2, rows * patch, columns * patch)
+
+
+NUMPY_DTYPES = {torch.uint8: np.uint8, torch.float16: np.float16, torch.uint16: np.uint16}

@@ -1,0 +1,137 @@
+"""The one place where `tokenizer:` becomes a tokenizer, from a recipe or from the folder a run or cache keeps.
+
+Order of work for a new run: `prepare_tokenizer` (build, learn the codebook, measure the scale) on one process, then
+`save_tokenizer`; every other process and every later command builds from that folder.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from marcli.data.images import ImageSet
+from marcli.errors import MarcliError, UsageError
+from marcli.recipe import tokenizer as kinds
+from marcli.recipe.schema import Recipe
+from marcli.tokenizer.base import Tokenizer
+
+SCALE_IMAGES = 10_000  # measure the scale on at most so many images, evenly spread
+FILE = "tokenizer.json"
+
+
+def prepare_tokenizer(recipe: Recipe, images: ImageSet, *, device: torch.device) -> Tokenizer:
+    """Build the recipe's tokenizer, learn what it has to learn, and measure its scale unless it is given."""
+    tokenizer = build_tokenizer(recipe, folder=None)
+    if hasattr(tokenizer, "fit") and not tokenizer.is_fitted:
+        tokenizer.fit(images, seed=recipe.train.seed)
+    tokenizer.to(device)
+    if tokenizer.scale is None:
+        tokenizer.scale = measure_scale(tokenizer, images)
+    return tokenizer
+
+
+def build_tokenizer(recipe: Recipe, *, folder: Path | None) -> Tokenizer:
+    """Return the recipe's tokenizer on the CPU, in evaluation mode and without gradients.
+
+    Args:
+        recipe: its `tokenizer` section and image geometry are used
+        folder: a saved tokenizer (`save_tokenizer`), whose weights and scale are taken; None starts from the recipe,
+            so the scale may still be None and a codebook unlearned
+
+    Raises:
+        UsageError: the folder holds another tokenizer than the recipe's
+        MarcliError: weights are missing, do not fit or changed since the folder was written
+    """
+    if folder is None:
+        tokenizer = _from_recipe(recipe)
+        return tokenizer.eval().requires_grad_(False)
+    record = read_record(folder)
+    wanted = recipe.tokenizer.model_dump(exclude={"scale", "weights"})
+    if record["tokenizer"] != wanted or record["latent"] != recipe.latent.model_dump():
+        raise UsageError(
+            f"{folder} was made with tokenizer {describe(record['tokenizer'])} and latents "
+            f"{describe(record['latent'])}, but the recipe asks for {describe(wanted)} and "
+            f"{describe(recipe.latent.model_dump())}: use that tokenizer, or another folder"
+        )
+    if recipe.tokenizer.scale is not None and recipe.tokenizer.scale != record["scale"]:
+        raise UsageError(
+            f"{folder} was made with scale {record['scale']}, but tokenizer.scale is {recipe.tokenizer.scale}: "
+            "leave tokenizer.scale out, or use another folder"
+        )
+    tokenizer = _from_recipe(recipe, saved=folder, weights=record["weights"])
+    tokenizer.scale = record["scale"]
+    if tokenizer.fingerprint != record["fingerprint"]:
+        raise MarcliError(
+            f"the weights of tokenizer {tokenizer.kind!r} are not those that {folder} was made with "
+            f"(fingerprint {tokenizer.fingerprint[:12]}, then {record['fingerprint'][:12]}): "
+            "put the old weights back, or start anew in another folder"
+        )
+    return tokenizer.eval().requires_grad_(False)
+
+
+def _from_recipe(recipe: Recipe, *, saved: Path | None = None, weights: str | None = None) -> Tokenizer:
+    section, shape = recipe.tokenizer, recipe.latent
+    match section:
+        case kinds.PixelsTokenizer():
+            from marcli.tokenizer.pixels import PixelsTokenizer
+
+            return PixelsTokenizer(shape, scale=section.scale)
+        case _:
+            raise MarcliError(f"tokenizer.kind {section.kind!r} is not available")
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, recipe: Recipe) -> None:
+    """Write `tokenizer.json` (settings, scale, fingerprint, where the weights came from) and learned weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(tokenizer, "save_weights"):
+        tokenizer.save_weights(folder)
+    record = {
+        "tokenizer": recipe.tokenizer.model_dump(exclude={"scale", "weights"}),
+        "latent": recipe.latent.model_dump(),
+        "scale": tokenizer.scale,
+        "fingerprint": tokenizer.fingerprint,
+        "weights": getattr(tokenizer, "weights_source", None),
+        "weights_note": tokenizer.weights_note,
+    }
+    (folder / FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_record(folder: Path) -> dict:
+    """Return what `save_tokenizer` wrote in `folder`; raises MarcliError."""
+    try:
+        return json.loads((folder / FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise MarcliError(f"{folder / FILE} cannot be read ({error}): the tokenizer's record is missing") from None
+
+
+def describe(settings: dict) -> str:
+    """One short line of settings for a message."""
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
+
+
+@torch.inference_mode()
+def measure_scale(tokenizer: Tokenizer, images: ImageSet) -> float:
+    """Return 1/std of the unscaled latents over up to 10,000 evenly spread images, posterior noise included.
+
+    The mean is not removed from latents, but it is from their spread, as where MAR's 0.2325 comes from.
+    """
+    count = total = squares = 0.0
+    before, tokenizer.scale = tokenizer.scale, 1.0
+    device = next((buffer.device for buffer in tokenizer.state_dict().values()), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    chosen = np.unique(np.linspace(0, len(images) - 1, num=min(len(images), SCALE_IMAGES)).astype(np.int64))
+    for pixels, _ in images.batches(64, indices=chosen):
+        shape = (len(pixels), tokenizer.shape.channels, tokenizer.shape.size, tokenizer.shape.size)
+        noise = torch.randn(shape, generator=generator).to(device) if tokenizer.has_posterior else None
+        latents = tokenizer.sample(tokenizer.encode(pixels.to(device)), noise).double()
+        count += latents.numel()
+        total += latents.sum().item()
+        squares += latents.square().sum().item()
+    tokenizer.scale = before
+    variance = squares / count - (total / count) ** 2
+    if not variance > 0:
+        raise MarcliError(
+            f"the latents of tokenizer {tokenizer.kind!r} do not vary over the images: set tokenizer.scale"
+        )
+    return variance**-0.5
