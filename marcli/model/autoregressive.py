@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from marcli.model.grid import to_tokens
 from marcli.model.head.base import Draws, Head
+from marcli.model.layers.attention import KeyValueCache
 from marcli.model.layers.embed import embedding, initialize, take
 from marcli.model.order import draw_mask_ratio, random_order, raster_order
 
@@ -25,6 +26,7 @@ class AutoregressiveModel(nn.Module):
         backbone: nn.Module,
         head: Head,
         num_tokens: int,
+        token_dim: int,
         patch_size: int,
         num_classes: int,
         width: int,
@@ -35,6 +37,7 @@ class AutoregressiveModel(nn.Module):
         """`mask_ratio` is (smallest, std) of the hidden share; None hides every token (causal)."""
         super().__init__()
         self.num_tokens = num_tokens
+        self.token_dim = token_dim
         self.patch_size = patch_size
         self.label_drop = label_drop
         self.random = random
@@ -70,6 +73,26 @@ class AutoregressiveModel(nn.Module):
         if dropped is None:
             return embedded
         return torch.where(dropped.unsqueeze(-1), self.null_class.to(embedded.dtype), embedded)
+
+    def no_tokens(self, batch_size: int) -> Shaped[Tensor, "batch 0 dim"]:
+        """What is known before the first step."""
+        return torch.empty(
+            batch_size, 0, self.token_dim, dtype=self.head.token_dtype, device=self.null_class.device
+        )
+
+    def predict(
+        self,
+        known: Shaped[Tensor, "batch known dim"],
+        order: Int[Tensor, "batch tokens"],
+        condition: Float[Tensor, "batch width"],
+        *,
+        num_wanted: int,
+        cache: list[KeyValueCache] | None,
+    ) -> Float[Tensor, "batch wanted width"]:
+        """z of the next `num_wanted` tokens of the order, in the dtype of `condition`."""
+        if known.is_floating_point():
+            known = known.to(condition.dtype)
+        return self.backbone.predict(known, order, condition, num_wanted=num_wanted, cache=cache)
 
     def loss(
         self,

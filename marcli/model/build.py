@@ -26,6 +26,7 @@ def build_model(recipe: Recipe) -> nn.Module:
         backbone=build_backbone(recipe),
         head=build_head(recipe),
         num_tokens=recipe.num_tokens,
+        token_dim=recipe.token_dim,
         patch_size=recipe.model.patch_size,
         num_classes=recipe.data.num_classes,
         width=recipe.model.backbone.width,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Generator, Tensor, nn
 
@@ -20,6 +21,8 @@ class HeadSampling:
 
 class Head(nn.Module):
     """A model of p(token | z). Randomness is passed in: `draw` in training, `noise` in generation."""
+
+    token_dtype = torch.float32
 
     def draw(self, generator: Generator, num_hidden: int) -> Draws:
         """All randomness of one image's loss."""

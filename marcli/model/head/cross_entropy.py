@@ -12,6 +12,8 @@ from marcli.model.layers.embed import initialize
 class CrossEntropyHead(Head):
     """A linear layer to one logit per code."""
 
+    token_dtype = torch.int64
+
     def __init__(self, *, codebook_size: int, z_dim: int) -> None:
         super().__init__()
         self.logits = nn.Linear(z_dim, codebook_size)

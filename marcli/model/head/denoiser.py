@@ -1,6 +1,5 @@
 """The denoising MLP: residual blocks modulated by AdaLN from the timestep and z (section 3.2, figure 6)."""
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
