@@ -1,0 +1,144 @@
+"""Time and memory, measured so that two numbers may be compared.
+
+Special: the device is synchronised around every measurement; the time of an image comes from runs without any
+hook, and the shares of the parts from one more run in which every part is synchronised on its own.
+"""
+
+import gc
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+MEBIBYTE = 2**20
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until `device` has done everything asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, from an idle device to an idle device."""
+    synchronise(device)
+    start = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of repeated runs of one thing, the warm-up already dropped."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median seconds of a run."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """(slowest - fastest) / median; 0 for a single run."""
+        return (max(self.seconds) - min(self.seconds)) / self.median
+
+
+class PartClock:
+    """Exclusive seconds of named parts of a model, by hooks on their modules.
+
+    Time inside a part that is nested in another counts for the inner one only. Use as a context manager around the
+    run; `seconds` holds the result.
+    """
+
+    def __init__(self, parts: dict[str, Sequence[nn.Module]], device: torch.device) -> None:
+        self.seconds = dict.fromkeys(parts, 0.0)
+        self._parts, self._device = parts, device
+        self._stack: list[str] = []
+        self._since = 0.0
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> "PartClock":
+        for name, modules in self._parts.items():
+            for module in modules:
+                self._handles.append(module.register_forward_pre_hook(self._entering(name)))
+                self._handles.append(module.register_forward_hook(self._leaving, always_call=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            self._settle()
+            self._stack.append(name)
+
+        return hook
+
+    def _leaving(self, *_: object) -> None:
+        self._settle()
+        self._stack.pop()
+
+    def _settle(self) -> None:
+        """Give the time since the last event to the part on top of the stack."""
+        synchronise(self._device)
+        now = time.perf_counter()
+        if self._stack:
+            self.seconds[self._stack[-1]] += now - self._since
+        self._since = now
+
+
+@dataclass
+class Memory:
+    """Peak bytes while something ran, and what they count."""
+
+    peak_bytes: int
+    counts: str
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Memory]:
+    """Measure the peak inside the block: device memory on CUDA, else resident memory of this process."""
+    memory = Memory(0, "")
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield memory
+        memory.peak_bytes, memory.counts = torch.cuda.max_memory_allocated(device), "allocated on the GPU"
+        return
+    resettable = forget_resident_peak()
+    yield memory
+    memory.peak_bytes = resident_peak()
+    memory.counts = "resident" if resettable else "resident, since the start of the process"
+
+
+def forget_resident_peak() -> bool:
+    """Start the kernel's high-water mark again; False where it cannot be."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def resident_peak() -> int:
+    """Largest resident size of this process in bytes."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024

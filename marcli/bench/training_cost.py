@@ -1,0 +1,113 @@
+"""What one image costs in an optimizer step, from the recipe alone.
+
+Special: the mean over the law of mask ratios is exact, because an encoder's cost is quadratic in its length.
+"""
+
+import math
+from functools import lru_cache
+
+from marcli.bench.cost import (
+    TIME_FREQUENCIES,
+    Component,
+    Cost,
+    block_flops,
+    block_parameters,
+    dit_components,
+    embed_parameters,
+    head_parameters,
+)
+from marcli.recipe.model import CausalBackbone, DiffusionHead, DiTBackbone, MaskedBackbone
+from marcli.recipe.schema import Recipe
+
+
+def training_cost(recipe: Recipe) -> Cost:
+    """Mean operations of one image, forward and backward, from latents on.
+
+    A layer's backward costs two forwards, one where its input needs no gradient. Only hidden tokens pass through the
+    last decoder block and the head. Images that are encoded while training pay `tokenizer_work` on top.
+    """
+    backbone, rows = recipe.model.backbone, mean_hidden(recipe)
+    match backbone:
+        case MaskedBackbone():
+            forward = masked_forward(recipe)
+        case CausalBackbone():
+            forward = causal_forward(recipe)
+        case DiTBackbone():
+            forward = {name: (flops, weights, 3) for name, (flops, weights) in dit_components(recipe).items()}
+    if recipe.model.head is not None:
+        forward |= head_forward(recipe, rows)
+    return Cost(
+        {name: Component(passes * flops, weights, passes) for name, (flops, weights, passes) in forward.items()}
+    )
+
+
+@lru_cache
+def hidden_law(num_tokens: int, minimum: float, std: float) -> tuple[tuple[int, float], ...]:
+    """(hidden tokens, probability): ceil(ratio * n), the ratio normal around 1 and cut to [minimum, 1]."""
+
+    def below(ratio: float) -> float:
+        return math.erf((min(max(ratio, minimum), 1) - 1) / (std * math.sqrt(2)))
+
+    total = below(1) - below(minimum)
+    law = [(k, (below(k / num_tokens) - below((k - 1) / num_tokens)) / total) for k in range(1, num_tokens + 1)]
+    return tuple((k, share) for k, share in law if share > 0)
+
+
+def recipe_law(recipe: Recipe) -> tuple[tuple[int, float], ...]:
+    """The law of a recipe's hidden tokens; a causal backbone or a DiT learns from all of them."""
+    backbone, tokens = recipe.model.backbone, recipe.num_tokens
+    if isinstance(backbone, MaskedBackbone):
+        return hidden_law(tokens, backbone.mask_ratio_min, backbone.mask_ratio_std)
+    return ((tokens, 1.0),)
+
+
+def mean_hidden(recipe: Recipe) -> float:
+    """Tokens of an image that a step learns from, on average."""
+    return sum(count * share for count, share in recipe_law(recipe))
+
+
+Forward = dict[str, tuple[float, int, int]]  # operations of a forward, weights, passes with the backward
+
+
+def masked_forward(recipe: Recipe) -> Forward:
+    """Encoder over the known tokens, decoder over all, its last block for the hidden ones."""
+    backbone, tokens, hidden = recipe.model.backbone, recipe.num_tokens, mean_hidden(recipe)
+    width, ratio, whole = backbone.width, backbone.mlp_ratio, backbone.buffer_size + tokens
+    weights, embed = block_parameters(width, ratio), embed_parameters(recipe)
+    encoder = sum(share * block_flops(whole - k, whole - k, width, ratio) for k, share in recipe_law(recipe))
+    last = 4.0 * whole * width**2 + hidden * (2.0 * (weights - 2 * width**2) + 4.0 * whole * width)
+    decoder = (backbone.decoder_depth - 1) * block_flops(whole, whole, width, ratio) + last
+    return {
+        "encoder/embed": (2.0 * (tokens - hidden) * embed, embed, 2),
+        "encoder/blocks": (backbone.encoder_depth * encoder, backbone.encoder_depth * weights, 3),
+        "decoder/embed": (2.0 * (whole - hidden) * width**2, width**2, 3),
+        "decoder/blocks": (decoder, backbone.decoder_depth * weights, 3),
+    }
+
+
+def causal_forward(recipe: Recipe) -> Forward:
+    """One pass with teacher forcing over the class token and all tokens but the last."""
+    backbone, tokens, embed = recipe.model.backbone, recipe.num_tokens, embed_parameters(recipe)
+    blocks = backbone.depth * block_flops(tokens, tokens, backbone.width, backbone.mlp_ratio)
+    weights = backbone.depth * block_parameters(backbone.width, backbone.mlp_ratio)
+    return {
+        "decoder/embed": (2.0 * (tokens - 1) * embed, embed, 2),
+        "decoder/blocks": (blocks, weights, 3),
+    }
+
+
+def head_forward(recipe: Recipe, rows: float) -> Forward:
+    """The head on `rows` tokens; a diffusion head sees each at several timesteps and its condition once."""
+    head, weights = recipe.model.head, head_parameters(recipe)
+    if not isinstance(head, DiffusionHead):
+        return {f"head/{name}": (2.0 * rows * count, count, 3) for name, count in weights.items()}
+    draws = rows * head.noise_draws
+    entry, first_time = recipe.token_dim * head.width, TIME_FREQUENCIES * head.width
+    return {
+        "head/condition": (2.0 * rows * weights["condition"], weights["condition"], 3),
+        "head/frequencies": (2.0 * draws * first_time, first_time, 2),
+        "head/time": (2.0 * draws * (weights["time"] - first_time), weights["time"] - first_time, 3),
+        "head/modulation": (2.0 * draws * weights["modulation"], weights["modulation"], 3),
+        "head/noisy": (2.0 * draws * entry, entry, 2),
+        "head/body": (2.0 * draws * (weights["body"] - entry), weights["body"] - entry, 3),
+    }

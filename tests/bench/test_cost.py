@@ -1,0 +1,157 @@
+"""The cost model against operations counted while tiny models run, and against the published totals."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from marcli.bench.autoencoder_cost import KL8, KL16, decoding, encoding
+from marcli.bench.cost import denoising_steps, exact_savings, hidden_counts, plain_cost, published_cost
+from marcli.bench.training_cost import mean_hidden, training_cost
+from marcli.model.build import build_model
+from marcli.model.order import reveal_counts
+from marcli.model.process.gaussian import full_process
+from marcli.recipe.schema import Recipe
+
+MASKED = {"kind": "masked", "width": 64, "encoder_depth": 2, "decoder_depth": 3, "heads": 4, "buffer_size": 3}
+CAUSAL = {"kind": "causal", "width": 64, "depth": 3, "heads": 4}
+DIFFUSION = {"kind": "diffusion", "width": 96, "depth": 2}
+CODES = {"kind": "kmeans", "patch_size": 2, "codebook_size": 128}
+LATENTS = {"kind": "kmeans", "patch_size": 2, "output": "latents"}
+
+
+def recipe_of(*, backbone, head, tokenizer, order=None, image_size=12, **sample) -> Recipe:
+    """A recipe on 3-channel pictures."""
+    return Recipe.model_validate_json(
+        json.dumps(
+            {
+                "name": "cost",
+                "data": {"path": "somewhere", "image_size": image_size, "num_classes": 10},
+                "tokenizer": tokenizer,
+                "model": {"backbone": backbone, "head": head, "order": order},
+                "train": {"steps": 1, "batch_size": 4, "lr": 1e-4},
+                "sample": sample,
+            }
+        )
+    )
+
+
+def published_recipe(width, depth, head_width, head_depth, steps) -> Recipe:
+    """MAR-B, L or H on 256 x 256 with guidance."""
+    backbone = {"kind": "masked", "width": width, "encoder_depth": depth, "decoder_depth": depth, "heads": 16}
+    head = {"kind": "diffusion", "width": head_width, "depth": head_depth}
+    return recipe_of(backbone=backbone, head=head, tokenizer={"kind": "kl16"}, image_size=256, steps=steps, cfg=3.0)
+
+
+B, L, H = (768, 12, 1024, 6), (1024, 16, 1280, 8), (1280, 20, 1536, 12)
+TERA = 1e12
+
+
+@pytest.mark.parametrize(
+    ("size", "steps", "encoder", "decoder", "head", "total", "exact"),
+    [
+        (B, 64, 3.53, 7.47, 3.66, 14.9, 13.9),
+        (L, 64, 8.29, 17.39, 7.39, 33.3, 31.5),
+        (H, 64, 16.1, 33.6, 15.5, 65.4, 62.5),
+        (B, 256, 17.5, 29.9, 3.66, 51.2, 51.2 * (1 - 0.059)),
+        (L, 256, 40.9, 69.6, 7.39, 118, 118 * (1 - 0.045)),
+        (H, 256, 79.3, 134.5, 15.5, 230, 230 * (1 - 0.036)),
+    ],
+)
+def test_published_sizes(size, steps, encoder, decoder, head, total, exact):
+    recipe = published_recipe(*size, steps)
+    cost = published_cost(recipe)
+    counted = {"encoder": encoder, "decoder": decoder, "head": head, "tokenizer": 0.25}
+    for name, value in counted.items():
+        assert cost.part(name) / TERA == pytest.approx(value, rel=0.02)
+    assert cost.flops / TERA == pytest.approx(total, rel=0.005)
+    assert (cost.flops - sum(exact_savings(recipe).values())) / TERA == pytest.approx(exact, rel=0.005)
+    assert sum(cost.shares.values()) == pytest.approx(1)
+
+
+def test_plain_leaves_out_what_it_says():
+    recipe = published_recipe(*B, 64)
+    savings = exact_savings(recipe)
+    left_out = savings["last decoder block for new tokens only"] + savings["time once per diffusion step"]
+    expected = published_cost(recipe).flops - left_out
+    assert plain_cost(recipe, batch_size=10**9).flops == pytest.approx(expected, rel=1e-6)
+
+
+def test_guidance_doubles_everything_but_the_tokenizer():
+    guided = published_recipe(*B, 64)
+    single = guided.model_copy(update={"sample": guided.sample.model_copy(update={"cfg": 1.0})})
+    for part in ("encoder", "decoder", "head"):
+        assert published_cost(guided).part(part) == 2 * published_cost(single).part(part)
+    assert published_cost(guided).part("tokenizer") == published_cost(single).part("tokenizer")
+
+
+@pytest.mark.parametrize("steps", [1, 7, 16, 64, 256])
+def test_hidden_counts_are_the_models(steps):
+    hidden = hidden_counts(256, steps)
+    assert [before - after for before, after in zip(hidden, hidden[1:], strict=False)] == reveal_counts(256, steps)
+
+
+@pytest.mark.parametrize(("steps", "largest"), [(1, 999), (10, 999), (100, 950), (250, 950), (1000, 700)])
+def test_denoising_steps_are_the_processs(steps, largest):
+    assert denoising_steps(steps, largest) == len(full_process("cosine").respaced(steps, largest))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head", "tokenizer", "order"),
+    [
+        (MASKED, DIFFUSION, LATENTS, None),
+        (MASKED, {"kind": "cross_entropy"}, CODES, None),
+        (MASKED, {"kind": "l2"}, LATENTS, None),
+        (CAUSAL, DIFFUSION, LATENTS, None),
+        (CAUSAL, {"kind": "cross_entropy"}, CODES, "random"),
+    ],
+)
+def test_training_step_as_counted(backbone, head, tokenizer, order):
+    recipe = recipe_of(backbone=backbone, head=head, tokenizer=tokenizer, order=order)
+    model = build_model(recipe)
+    generator = torch.Generator().manual_seed(0)
+    batch = 4
+    num_known = recipe.num_tokens - round(mean_hidden(recipe))
+    draws = [model.draw(generator, num_known) for _ in range(batch)]
+    stacked = {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+    shape = (batch, recipe.latent.channels, recipe.latent.size, recipe.latent.size)
+    codes = recipe.latent.codebook_size
+    latents = torch.randn(shape) if codes is None else torch.randint(codes, shape)
+    with FlopCounterMode(display=False) as counter:
+        model.loss(latents, torch.zeros(batch, dtype=torch.long), stacked, num_known).mean().backward()
+    total = counter.get_total_flops() / batch
+    assert training_cost(recipe).flops == pytest.approx(total, rel=0.01)
+
+
+def test_autoencoder_weights_and_operations():
+    # 66,456,019 parameters with biases and norms (shared with diffusers); 0.25 and 0.138 TFLOP at 256 pixels
+    decode, encode = decoding(KL16, 16, 3), encoding(KL16, 256, 3)
+    assert decode.flops / TERA == pytest.approx(0.25, rel=0.01)
+    assert encode.flops / TERA == pytest.approx(0.138, rel=0.01)
+    assert decode.parameters + encode.parameters == pytest.approx(66_456_019, rel=0.002)
+
+
+@pytest.mark.parametrize(("layout", "blocks"), [(KL16, 16), (KL8, 8)])
+def test_autoencoder_as_counted(layout, blocks):
+    from diffusers import AutoencoderKL
+
+    attended = layout.encoder_attention
+    levels = len(layout.channels)
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * (levels - 1)
+            + ["AttnDownEncoderBlock2D" if attended else "DownEncoderBlock2D"],
+            up_block_types=["UpDecoderBlock2D"] * levels,
+            block_out_channels=layout.channels,
+            layers_per_block=2,
+            latent_channels=layout.latent_channels,
+        )
+        image = torch.empty(1, 3, 64, 64)
+        latents = torch.empty(1, layout.latent_channels, 64 // blocks, 64 // blocks)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            vae.encode(image)
+        assert encoding(layout, 64, 3).flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            vae.decode(latents)
+        assert decoding(layout, 64 // blocks, 3).flops == pytest.approx(counter.get_total_flops(), rel=0.01)
