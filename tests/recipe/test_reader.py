@@ -199,7 +199,7 @@ def test_missing_key_says_what_it_means(base: Path) -> None:
     with pytest.raises(UsageError, match=r"train\.lr is missing \(peak learning rate of AdamW\): add it"):
         read_recipe(base, [])
     base.write_text(BASE.replace("kind: diffusion, ", ""))
-    with pytest.raises(UsageError, match="model.head.kind is missing: choose 'diffusion', 'cross_entropy', 'l2'"):
+    with pytest.raises(UsageError, match=r"model\.head\.kind is missing: choose 'diffusion', 'cross_entropy', 'l2'"):
         read_recipe(base, [])
 
 

@@ -1,0 +1,100 @@
+"""The one boundary for errors: every failure becomes one sentence on standard error and an exit code.
+
+0 done, 1 failed, 2 wrong usage or recipe, 75 stopped on request with everything saved.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+
+from marcli.errors import MarcliError, StoppedError, UsageError
+
+DONE, FAILED, WRONG_USAGE, STOPPED = 0, 1, 2, 75
+
+WHEN_OS_SAYS = {
+    errno.ENOSPC: "The disk is full at {place}: make room, or write elsewhere; what was complete before is intact",
+    errno.EDQUOT: "Your disk quota is used up at {place}: make room, or write elsewhere",
+    errno.EROFS: "{place} cannot be written to: the file system is read-only; choose another folder",
+    errno.EACCES: "No permission for {place}: change its permissions, or choose another",
+    errno.EPERM: "No permission for {place}: change its permissions, or choose another",
+    errno.ENOENT: "There is no {place}: check the path",
+    errno.EISDIR: "{place} is a folder where a file is needed",
+    errno.ENOTDIR: "{place} lies under a file where a folder is needed",
+    errno.EMFILE: "Too many open files: raise the limit with `ulimit -n 65536`",
+    errno.ENAMETOOLONG: "The name {place} is too long for this file system",
+}
+NETWORK_ERRNOS = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT}
+NETWORK_TYPES = {
+    "ConnectionError", "ConnectTimeout", "ReadTimeout", "ConnectError", "SSLError", "ProxyError", "gaierror",
+    "URLError", "LocalEntryNotFoundError", "OfflineModeIsEnabled", "MaxRetryError", "HfHubHTTPError",
+}  # fmt: skip
+
+
+def run_guarded(command: Callable[[], int | None]) -> int:
+    """Run `command` and return the exit code of the program, having printed the sentence if it failed.
+
+    MARCLI_TRACEBACK=1 shows where an error came from as well.
+    """
+    try:
+        return command() or DONE
+    except KeyboardInterrupt:
+        return _say("Interrupted.", FAILED)
+    except Exception as error:
+        if os.environ.get("MARCLI_TRACEBACK") == "1":
+            Console(stderr=True).print_exception()
+        sentence, code = explain_error(error)
+        return _say(sentence, code)
+
+
+def explain_error(error: BaseException) -> tuple[str, int]:
+    """Return the sentence and the exit code for `error`."""
+    match error:
+        case StoppedError():
+            return str(error), STOPPED
+        case UsageError():
+            return str(error), WRONG_USAGE
+        case MarcliError():
+            return str(error), FAILED
+        case MemoryError():
+            return "This machine has not enough memory: lower the batch size", FAILED
+    return _foreign_sentence(error), FAILED
+
+
+def _foreign_sentence(error: BaseException) -> str:
+    """Name the cause of an error that no part of the package foresaw, following `raise ... from`."""
+    chain, seen = [], error
+    while seen is not None and seen not in chain:
+        chain.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    for cause in chain:
+        names = {kind.__name__ for kind in type(cause).__mro__}
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in WHEN_OS_SAYS:
+            return WHEN_OS_SAYS[number].format(place=cause.filename or "that place")
+        if names & NETWORK_TYPES or number in NETWORK_ERRNOS:
+            return (
+                f"A file had to be fetched and the network did not answer ({_first_line(cause)}): "
+                "connect, or fetch the file elsewhere and name its path"
+            )
+        if "OutOfMemoryError" in names:
+            return "The GPU has not enough memory: lower the batch size, or set train.micro_batch_size"
+        if "No space left on device" in str(cause):
+            return WHEN_OS_SAYS[errno.ENOSPC].format(place="that place")
+    return f"{type(error).__name__}: {_first_line(error)} (unexpected; MARCLI_TRACEBACK=1 shows where)"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"
+
+
+def _say(sentence: str, code: int) -> int:
+    sys.stdout.flush()
+    style, word = ("yellow", "stopped") if code == STOPPED else ("red", "error")
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[bold {style}]{word}:[/]", end=" ")
+    console.print(sentence, markup=False, soft_wrap=True)
+    return code

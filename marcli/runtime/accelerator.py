@@ -1,0 +1,128 @@
+"""The one place that knows ranks and devices.
+
+Accelerate runs one copy of the program per device. Left alone it starts two unrelated copies when torchrun finds no
+GPU, and turns FSDP on a CPU into plain data parallelism; both are made errors here.
+"""
+
+import atexit
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from marcli.errors import MarcliError, UsageError
+from marcli.runtime.launch import join_slurm_step
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among the `world_size` that run the same program."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    accelerator: Accelerator
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and progress."""
+        return self.rank == 0
+
+    @property
+    def precision(self) -> Literal["bf16", "fp32"]:
+        """Arithmetic of the forward passes under `accelerator.autocast()`; weights stay fp32."""
+        return "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
+
+    def any(self, flag: bool) -> bool:
+        """Return whether `flag` is set in any process, in all of them alike; all must call it."""
+        if self.world_size == 1:
+            return flag
+        votes = torch.tensor(int(flag), device=self.device)
+        return bool(self.accelerator.reduce(votes, reduction="sum").item())
+
+    def wait(self) -> None:
+        """Wait for all processes."""
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let the main process do something (a download, a file) that the others then find done."""
+        with self.accelerator.main_process_first():
+            yield
+
+
+def visible_gpus() -> int:
+    """Return the number of CUDA devices this program may use; an Apple GPU counts as one."""
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return int(torch.backends.mps.is_available())
+
+
+def count_gpus(gpus: str) -> int:
+    """Return how many GPUs `--gpus auto|N|0` means here; raises UsageError for more than there are."""
+    there = visible_gpus()
+    if gpus == "auto":
+        return there
+    if not gpus.isdecimal():
+        raise UsageError(f"--gpus is {gpus!r}: give auto, 0 for the CPU, or a number of GPUs")
+    if int(gpus) > there:
+        raise UsageError(f"--gpus {gpus} asks for more GPUs than this machine shows ({there}): use --gpus auto")
+    return int(gpus)
+
+
+def start_processes(*, precision: Precision, gpus: str, gradient_accumulation: int = 1) -> Processes:
+    """Join the other processes, if a launcher started any, and return this one's place and device.
+
+    `precision` "auto" is bf16 on CUDA devices that have it, else fp32. `gpus` is "auto", "0" for the CPU, or a number.
+    Raises UsageError for devices that are not there, MarcliError when the processes do not find each other.
+    """
+    join_slurm_step()
+    world_size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    on_cpu = count_gpus(gpus) == 0
+    if on_cpu and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
+        raise UsageError("FSDP needs GPUs: on the CPU it would silently become plain data parallelism; turn it off")
+    if not on_cpu and local_rank >= visible_gpus():
+        raise UsageError(
+            f"process {local_rank} of this machine has no GPU, since there are {visible_gpus()}: "
+            "start one process per GPU, or give --gpus 0 for the CPU"
+        )
+    if world_size == 1:  # Accelerate remembers the settings of an earlier call in this process
+        AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision="bf16" if resolve_precision(precision, on_cpu=on_cpu) == "bf16" else "no",
+        gradient_accumulation_steps=gradient_accumulation,
+    )
+    if accelerator.num_processes != world_size:
+        raise MarcliError(
+            f"WORLD_SIZE is {world_size}, but {accelerator.num_processes} process(es) found each other: "
+            "start with --gpus or --processes, or with torchrun"
+        )
+    if world_size > 1:
+        atexit.register(_leave_group)
+    return Processes(
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        device=accelerator.device,
+        accelerator=accelerator,
+    )
+
+
+def _leave_group() -> None:
+    """End gloo's threads before the interpreter goes; otherwise they abort it now and then (SIGABRT)."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def resolve_precision(precision: Precision, *, on_cpu: bool) -> Literal["bf16", "fp32"]:
+    """Return what `precision` means on this machine: bf16 is faster and safe only where the GPU has it."""
+    if precision != "auto":
+        return precision
+    return "bf16" if not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"

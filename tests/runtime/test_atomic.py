@@ -1,0 +1,52 @@
+"""Files and folders appear completely or not at all."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from marcli.runtime.atomic import atomic_file, atomic_folder, remove_partials, sha256_file
+
+
+def test_file_is_replaced_only_when_complete(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "weights.safetensors"
+    with atomic_file(target) as partial:
+        assert partial.suffix == ".safetensors" and partial.parent == target.parent
+        partial.write_text("old")
+        assert not target.exists()
+    with pytest.raises(OSError), atomic_file(target) as partial:
+        partial.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert target.read_text() == "old"
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_folder_is_replaced_only_when_complete(tmp_path: Path) -> None:
+    target = tmp_path / "step-0001"
+    for text in ("first", "second"):
+        with atomic_folder(target) as partial:
+            (partial / "sub").mkdir()
+            (partial / "sub" / "model").write_text(text)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as partial:
+        (partial / "model").write_text("half")
+        raise KeyboardInterrupt
+    assert (target / "sub" / "model").read_text() == "second"
+    assert os.listdir(tmp_path) == [target.name]
+
+
+def test_leftovers_of_a_killed_writer(tmp_path: Path) -> None:
+    (tmp_path / ".lost.partial-old-7").mkdir()
+    (tmp_path / ".lost.partial-old-7" / "all").write_text("the only copy")
+    (tmp_path / ".kept.partial-old-7").mkdir()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / ".half.partial-7.json").write_text("{")
+    remove_partials(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["kept", "lost"]
+    assert (tmp_path / "lost" / "all").read_text() == "the only copy"
+
+
+def test_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "bytes"
+    path.write_bytes(b"abc" * 1_000_000)
+    assert sha256_file(path) == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
