@@ -76,9 +76,7 @@ class AutoregressiveModel(nn.Module):
 
     def no_tokens(self, batch_size: int) -> Shaped[Tensor, "batch 0 dim"]:
         """What is known before the first step."""
-        return torch.empty(
-            batch_size, 0, self.token_dim, dtype=self.head.token_dtype, device=self.null_class.device
-        )
+        return torch.empty(batch_size, 0, self.token_dim, dtype=self.head.token_dtype, device=self.null_class.device)
 
     def predict(
         self,

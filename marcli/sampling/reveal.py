@@ -29,7 +29,7 @@ def reveal(
     settings: HeadSampling,
     kv_cache: bool,
     on_step: OnStep | None,
-) -> Shaped[Tensor, "batch channels height width"]:
+) -> Shaped[Tensor, "batch channels side side"]:
     """Generate latents (or codes) for each class vector, guided away from `null` when it is given."""
     order, batch_size = tape.order, tape.order.shape[0]
     conditions = condition if null is None else torch.cat([condition, null])

@@ -1,0 +1,108 @@
+"""Pictures on disk: one PNG each, a grid, and the npz that the ADM evaluation suite reads."""
+
+import json
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.lib import format as npy
+from PIL import Image
+from torch import Tensor
+
+from marcli.runtime.atomic import atomic_file
+from marcli.sampling.generate import Pictures
+
+GRID_PICTURES = 100
+WRITERS = 2
+
+
+def picture_path(folder: Path, index: int) -> Path:
+    """Where picture `index` lies."""
+    return folder / f"{index:06d}.png"
+
+
+class Album:
+    """Context manager that writes PNGs behind the generation's back; leaving it waits for them."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._pool = ThreadPoolExecutor(WRITERS)
+        self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> "Album":
+        return self
+
+    def add(self, pictures: Pictures) -> None:
+        """Queue pictures for writing; an error of an earlier write is raised here."""
+        still = [future for future in self._pending if not future.done()]
+        for future in self._pending:
+            if future.done():
+                future.result()
+        self._pending = still
+        for index, image in zip(pictures.indices, pictures.images, strict=True):
+            self._pending.append(self._pool.submit(write_png, image, picture_path(self.folder, index)))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=error is not None)
+        if error is None:
+            for future in self._pending:
+                future.result()
+
+
+def to_pil(image: UInt8[Tensor, "channels height width"]) -> Image.Image:
+    """A grey or colour picture."""
+    array = image.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def write_png(image: UInt8[Tensor, "channels height width"], path: Path) -> None:
+    """Write one picture, whole or not at all."""
+    with atomic_file(path) as partial:
+        to_pil(image).save(partial, format="PNG")
+
+
+def write_grid(images: UInt8[Tensor, "batch channels height width"], path: Path, *, columns: int) -> None:
+    """Write pictures side by side; small ones are enlarged so that a grid can be looked at."""
+    count, channels, height, width = images.shape
+    rows, gap = -(-count // columns), 1 if height < 64 else 2
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, dtype=np.uint8)
+    for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        top, left = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    factor = max(1, min(8, 800 // canvas.shape[1]))
+    canvas = canvas.repeat(factor, axis=0).repeat(factor, axis=1)
+    with atomic_file(path) as partial:
+        Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas).save(partial, format="PNG")
+
+
+def read_pictures(folder: Path, indices: Sequence[int]) -> UInt8[np.ndarray, "batch height width channels"]:
+    """Read back written pictures."""
+    arrays = [np.asarray(Image.open(picture_path(folder, index))) for index in indices]
+    return np.stack([array if array.ndim == 3 else array[:, :, None] for array in arrays])
+
+
+def write_npz(folder: Path, labels: Sequence[int], path: Path) -> None:
+    """Write `arr_0` (uint8 [n, h, w, 3], grey repeated) and `arr_1` (labels) of the folder's pictures, one at a time."""
+    height, width = read_pictures(folder, [0]).shape[1:3]
+    with atomic_file(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            shape = (len(labels), height, width, 3)
+            npy.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for index in range(len(labels)):
+                picture = read_pictures(folder, [index])[0]
+                member.write(np.ascontiguousarray(np.broadcast_to(picture, (height, width, 3))).tobytes())
+        with archive.open("arr_1.npy", "w") as member:
+            npy.write_array(member, np.asarray(labels, dtype=np.int64))
+
+
+def write_record(record: dict[str, object], path: Path) -> None:
+    """Write samples.json."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n")

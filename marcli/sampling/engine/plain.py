@@ -1,0 +1,47 @@
+"""The plain engine: the published algorithm, step by step, in the model's own modules."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from marcli.model.autoregressive import AutoregressiveModel
+from marcli.recipe.schema import Recipe
+from marcli.sampling.engine.base import head_sampling, schedule_of, uses_cache
+from marcli.sampling.reveal import OnStep, reveal
+from marcli.sampling.tape import Tape, draw_tape
+
+
+class PlainEngine:
+    """`reveal` with a recipe's settings."""
+
+    name = "plain"
+
+    def __init__(self, model: AutoregressiveModel, recipe: Recipe) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.settings = head_sampling(recipe)
+        self.schedule = schedule_of(recipe)
+        self.device = model.null_class.device
+
+    def draw_tape(self, *, seed: int, indices: Sequence[int]) -> Tape:
+        """Orders and noise of these pictures, on the CPU."""
+        return draw_tape(self.model, seed=seed, indices=indices, num_steps=len(self.schedule), settings=self.settings)
+
+    @torch.inference_mode()
+    def latents(
+        self, *, labels: Int[Tensor, " batch"], tape: Tape, on_step: OnStep | None
+    ) -> Shaped[Tensor, "batch channels side side"]:
+        """Generate latents of these classes."""
+        guided = self.recipe.sample.cfg > 1
+        return reveal(
+            self.model,
+            condition=self.model.condition(labels),
+            null=self.model.null_class.expand(len(labels), -1) if guided else None,
+            tape=tape,
+            schedule=self.schedule,
+            settings=self.settings,
+            kv_cache=uses_cache(self.recipe),
+            on_step=on_step,
+        )

@@ -1,0 +1,11 @@
+"""Shapes and dtypes stated in annotations are checked while tests run; nothing here touches the network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["marcli.model", "marcli.sampling", "marcli.metrics"], "beartype.beartype")
