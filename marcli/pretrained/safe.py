@@ -112,21 +112,27 @@ def check_names_and_shapes(
     expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], *, source: str
 ) -> None:
     """Raise MarcliError unless `tensors` has exactly the names and shapes of `expected`."""
-    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
-    extra = [described(name, value) for name, value in tensors.items() if name not in expected]
+    faults = name_faults(expected, tensors)
+    kinds = []
+    for kind in ("missing", "not of this model", "of another shape"):
+        named = [fault for of_kind, fault in faults if of_kind == kind]
+        if named:
+            more = f" and {len(named) - NAMED_AT_MOST} more" if len(named) > NAMED_AT_MOST else ""
+            kinds.append(f"{len(named)} {kind}: {', '.join(named[:NAMED_AT_MOST])}{more}")
+    if kinds:
+        raise MarcliError(f"The tensors of {source} do not fit the model; {'; '.join(kinds)}.")
+
+
+def name_faults(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Return one pair (kind of fault, tensor in words) per tensor that is missing, extra or misshapen."""
+    missing = [("missing", f"{name} {list(shape)}") for name, shape in expected.items() if name not in tensors]
+    extra = [("not of this model", described(name, tensors[name])) for name in tensors if name not in expected]
     misshapen = [
-        f"{described(name, tensors[name])} where the model has {list(shape)}"
+        ("of another shape", f"{described(name, tensors[name])} where the model has {list(shape)}")
         for name, shape in expected.items()
-        if name in tensors and not (isinstance(tensors[name], Tensor) and tuple(tensors[name].shape) == shape)
+        if name in tensors and not (isinstance(tensors[name], Tensor) and tuple(tensors[name].shape) == tuple(shape))
     ]
-    faults = [
-        f"{len(names)} {kind}: {', '.join(names[:NAMED_AT_MOST])}"
-        + (f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else "")
-        for kind, names in (("missing", missing), ("not of this model", extra), ("of another shape", misshapen))
-        if names
-    ]
-    if faults:
-        raise MarcliError(f"The tensors of {source} do not fit the model; {'; '.join(faults)}.")
+    return missing + extra + misshapen
 
 
 def described(name: str, value: object) -> str:
