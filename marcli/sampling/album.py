@@ -89,7 +89,7 @@ def read_pictures(folder: Path, indices: Sequence[int]) -> UInt8[np.ndarray, "ba
 
 
 def write_npz(folder: Path, labels: Sequence[int], path: Path) -> None:
-    """Write `arr_0` (uint8 [n, h, w, 3], grey repeated) and `arr_1` (labels) of the folder's pictures, one at a time."""
+    """Write `arr_0` (uint8 [n, h, w, 3], grey repeated) and `arr_1` (labels), one picture in memory at a time."""
     height, width = read_pictures(folder, [0]).shape[1:3]
     with atomic_file(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:

@@ -56,12 +56,14 @@ class DiffusionHead(Head):
     ) -> Float[Tensor, "batch wanted dim"]:
         """Run the reverse process; guidance acts on eps, the variance is the conditional one's."""
         process = self.process.respaced(settings.diffusion_steps, settings.max_timestep)
+        conditions = z if z_null is None else torch.cat([z, z_null])
         x = noise[:, :, 0]
         for i, step in enumerate(process.reverse_steps()):
             t = torch.full((), step.timestep, device=z.device)
-            eps, variance = self.denoiser(x.to(z.dtype), t, z).float().chunk(2, dim=-1)
+            both = x if z_null is None else torch.cat([x, x])
+            eps, variance = self.denoiser(both.to(z.dtype), t, conditions).float().chunk(2, dim=-1)
             if z_null is not None:
-                eps_null = self.denoiser(x.to(z.dtype), t, z_null).float().chunk(2, dim=-1)[0]
+                (eps, eps_null), variance = eps.chunk(2), variance[: len(z)]
                 eps = eps_null + guidance * (eps - eps_null)
             x = reverse_sample(step, x, eps, variance, noise[:, :, i + 1], settings.temperature, settings.clip_denoised)
         return x
