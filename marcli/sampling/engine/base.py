@@ -1,7 +1,7 @@
 """What an engine does: labels and a tape of randomness to latents."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int, Shaped
@@ -14,6 +14,7 @@ from marcli.sampling.schedule import RevealStep, reveal_schedule
 from marcli.sampling.tape import Tape
 
 
+@runtime_checkable
 class Engine(Protocol):
     """One way to generate latents; what it computes depends on labels and tape alone."""
 
