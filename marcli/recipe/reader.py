@@ -29,11 +29,22 @@ def read_recipe(path: str | Path, overrides: Sequence[str]) -> Recipe:
     `path` may also name a shipped recipe, as `recipes/digits.yaml` or `digits`, where no such file exists.
     """
     path = find_recipe(path)
-    tree = merge(_read_tree(path, ()), parse_overrides(overrides))
+    return _validated(merge(_read_tree(path, ()), parse_overrides(overrides)), path)
+
+
+def recipe_from_text(text: str, *, where: str, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe written in `text` (resolved, so without `extends:`); `where` names it in a UsageError."""
+    tree = parse_yaml(text, where)
+    if not isinstance(tree, dict):
+        raise UsageError(f"{where} must be a mapping with keys such as name, data, tokenizer, model and train")
+    return _validated(merge(tree, parse_overrides(overrides)), where)
+
+
+def _validated(tree: dict[str, Any], where: str | Path) -> Recipe:
     try:
         return Recipe.model_validate_json(json.dumps(tree))
     except ValidationError as invalid:
-        raise UsageError(f"{path}: {explain(Recipe, invalid)}") from None
+        raise UsageError(f"{where}: {explain(Recipe, invalid)}") from None
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:

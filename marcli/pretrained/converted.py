@@ -1,0 +1,130 @@
+"""Foreign files, converted once to safetensors in our names and kept in the user's cache.
+
+A conversion is keyed by the sha256 of its source and holds every set of weights the source has, as `raw.<name>` and
+`ema.<name>`. What is special: both hashes are computed on each use, so neither a changed source nor a damaged
+conversion is ever used unseen.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from marcli.errors import MarcliError
+from marcli.pretrained import dit, official_mar
+from marcli.pretrained.safe import read_safetensors_file, read_torch_file
+from marcli.runtime.atomic import atomic_folder, sha256_file
+from marcli.runtime.user_cache import user_cache
+
+log = logging.getLogger("marcli")
+
+VERSION = 1
+RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted file, the shipped recipe it belongs to, and the overrides that make the recipe the file's own."""
+
+    weights: Path
+    recipe: str
+    overrides: tuple[str, ...]
+    sets: tuple[str, ...]
+    source: str
+    source_sha256: str
+    weights_sha256: str
+
+
+def convert_once(source: Path) -> Converted:
+    """Return the conversion of a published file, made now where the cache has none that is whole.
+
+    Raises MarcliError when the file is of no known layout, would run code, is cut short, has a tensor too few, too
+    many or of another shape, or holds values that are not finite.
+    """
+    sha256 = sha256_file(checked_file(source))
+    folder = user_cache() / "converted" / f"{sha256}-{VERSION}"
+    if (kept := kept_conversion(folder)) is not None:
+        return kept
+    log.warning("Converting %s to safetensors, once, in %s.", source, folder)
+    tensors, recipe, overrides = convert(source)
+    check_finite(tensors, source=str(source))
+    with atomic_folder(folder) as aside:
+        save_file(tensors, aside / "weights.safetensors", metadata={"source sha256": sha256, "recipe": recipe})
+        converted = Converted(
+            weights=folder / "weights.safetensors",
+            recipe=recipe,
+            overrides=overrides,
+            sets=tuple(sorted({name.split(".")[0] for name in tensors})),
+            source=str(source.resolve()),
+            source_sha256=sha256,
+            weights_sha256=sha256_file(aside / "weights.safetensors"),
+        )
+        (aside / RECORD).write_text(json.dumps({**asdict(converted), "weights": "weights.safetensors"}, indent=1))
+    return converted
+
+
+def kept_conversion(folder: Path) -> Converted | None:
+    """Return the conversion in `folder` when it is there and its bytes are those that were written."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        sequences = {name: tuple(record[name]) for name in ("overrides", "sets")}
+        kept = Converted(**{**record, **sequences, "weights": folder / record["weights"]})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    if not kept.weights.is_file() or sha256_file(kept.weights) != kept.weights_sha256:
+        log.warning("%s has changed since it was written, so it is made anew.", kept.weights)
+        return None
+    return kept
+
+
+def convert(source: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """Return the tensors of a published file in our names, its shipped recipe and the overrides for it."""
+    content = read_safetensors_file(source)[0] if source.suffix == ".safetensors" else read_torch_file(source)
+    for tensors in official_mar.weights_of(content).values():
+        if official_mar.is_official_mar(tensors):
+            return convert_mar(content, source)
+        if dit.is_published_dit(tensors):
+            return dit.convert(tensors, source=str(source))
+    found = ", ".join(list(map(str, content))[:4])
+    raise MarcliError(
+        f"{source} has none of the known layouts: it is neither a MAR nor a DiT (its first entries: {found}). "
+        "The weights of an autoencoder belong to tokenizer.weights."
+    )
+
+
+def convert_mar(content: Mapping, source: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """Return a file of MAR's authors, or one converted from it, in our names."""
+    sets = official_mar.weights_of(content)
+    names = {"raw": "model", "ema": "model_ema"} if "model" in content else {"raw": "the file"}
+    converted: dict[str, Tensor] = {}
+    for kind, tensors in sets.items():
+        where = f"{source} ({names[kind]})"
+        architecture = official_mar.recognise(tensors, source=where)
+        # a file may hold views of one storage, which safetensors refuses
+        converted |= {f"{kind}.{official_mar.our_name(name)}": own(value) for name, value in tensors.items()}
+    recipe, overrides = official_mar.recipe_of(architecture, content.get("args"))
+    return converted, recipe, overrides
+
+
+def own(tensor: Tensor) -> Tensor:
+    """Return `tensor` itself when it fills its storage, else a copy that does."""
+    fills = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor.detach() if fills else tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def check_finite(tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Raise MarcliError naming the tensors that hold NaN or infinity."""
+    broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise MarcliError(f"{source} holds values that are not finite, in {', '.join(broken[:20])}.")
+
+
+def checked_file(path: Path) -> Path:
+    if not path.is_file():
+        raise MarcliError(f"There is no weights file {path}.")
+    return path

@@ -1,0 +1,268 @@
+"""What the user names, as a system ready to sample: a run, a weights file, a published name, a shared run.
+
+The recipe always comes with the weights (beside them, inside them, or known for a published file), so architecture is
+never typed twice; only `sample.*` can be overridden.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from marcli.errors import MarcliError, UsageError
+from marcli.model.build import build_model
+from marcli.pretrained.converted import convert_once
+from marcli.pretrained.hub import HUB_PREFIX, fetch_shared, find_model
+from marcli.pretrained.published import MODELS
+from marcli.pretrained.safe import assign_strictly
+from marcli.recipe.reader import read_recipe, recipe_from_text, shipped_recipe
+from marcli.recipe.schema import Recipe
+from marcli.runtime.atomic import sha256_file
+from marcli.runtime.rundir import RunDir, newest_run
+from marcli.runtime.seeding import item_seed
+from marcli.sampling.system import System
+from marcli.tokenizer.base import Tokenizer
+from marcli.tokenizer.build import build_tokenizer
+
+log = logging.getLogger("marcli")
+
+DEFAULT = "mar-l"
+FOREIGN = (".pth", ".pt", ".ckpt", ".bin")
+Weights = Literal["ema", "raw"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the parts of a system lie."""
+
+    name: str
+    recipe: Recipe
+    weights: Path
+    weights_sha256: str
+    tokenizer: Path | None
+    note: str | None
+
+
+def load_system(spec: str | None, *, weights: Weights, overrides: Sequence[str]) -> System:
+    """Return the system that `spec` names, on the CPU in float32, in evaluation mode.
+
+    Args:
+        spec: a run's folder, a weights file (a run's `.safetensors`, or a published file), a published name,
+            `hub:user/name[@revision]`, or None for the newest run under runs/, else mar-l
+        weights: the averaged or the raw ones; a file that holds one set gives that one, and the note says so
+        overrides: `sample.key=value`
+
+    Raises:
+        UsageError: `spec` names nothing, or an override is not of `sample`
+        MarcliError: a part is missing, damaged, does not fit, or was made with another tokenizer
+    """
+    for override in overrides:
+        if not override.startswith("sample."):
+            raise UsageError(f"{override}: only sample.* can be changed for trained weights; the rest comes with them.")
+    found = find(spec, overrides)
+    held = sets_of(found.weights)
+    chosen, note = choose(weights, held, found)
+    model = filled_model(found.recipe, read_set(found.weights, chosen), source=str(found.weights))
+    tokenizer = ready_tokenizer(found)
+    notes = [each for each in (note, found.note, tokenizer.weights_note) if each]
+    return System(
+        name=found.name,
+        recipe=found.recipe,
+        model=model,
+        tokenizer=tokenizer,
+        weights=chosen,
+        weights_sha256=found.weights_sha256,
+        note="; ".join(notes) or None,
+    )
+
+
+def random_system(recipe: Recipe, *, seed: int) -> System:
+    """Return a system with fresh weights of `seed`, for measuring speed; its note says so."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(item_seed("random weights", seed))
+        model = build_model(recipe).eval().requires_grad_(False)
+    return System(
+        name=recipe.name,
+        recipe=recipe,
+        model=model,
+        tokenizer=build_tokenizer(recipe, folder=None),
+        weights="raw",
+        weights_sha256=None,
+        note="random weights",
+    )
+
+
+def find(spec: str | None, overrides: Sequence[str]) -> Found:
+    """Return where the parts of `spec` lie, fetching and converting what has to be."""
+    if spec is None:
+        return find_default(overrides)
+    if spec in MODELS:
+        path, model = find_model(spec)
+        return find_published(spec, path, overrides, note=model.note)
+    if spec.startswith(HUB_PREFIX):
+        folder = fetch_shared(spec.removeprefix(HUB_PREFIX))
+        check_manifest(folder, spec)
+        return find_run(spec, folder, overrides)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return find_run(spec, path, overrides)
+    if path.is_file() and path.suffix in (*FOREIGN, ".safetensors"):
+        is_ours = path.suffix == ".safetensors" and bool(sets_of(path))
+        return find_weights_file(path, overrides) if is_ours else find_published(spec, path, overrides, note=None)
+    raise UsageError(unknown(spec, path))
+
+
+def find_default(overrides: Sequence[str]) -> Found:
+    run = newest_run()
+    if run is not None:
+        log.info("Using %s, the newest run.", run.path)
+        return find_run(str(run.path), run.path, overrides)
+    log.warning("There is no run under runs/, so the published %s is used.", DEFAULT)
+    return find(DEFAULT, overrides)
+
+
+def find_run(name: str, folder: Path, overrides: Sequence[str]) -> Found:
+    run = RunDir(folder)
+    if not run.recipe_path.is_file():
+        raise UsageError(f"{name} is not a run: it has no recipe.yaml.")
+    if not run.weights_path.is_file():
+        raise MarcliError(
+            f"{name} has no weights.safetensors yet: its training has not ended. Run `marcli train` on it again."
+        )
+    return Found(
+        name=name,
+        recipe=read_recipe(run.recipe_path, overrides),
+        weights=run.weights_path,
+        weights_sha256=sha256_file(run.weights_path),
+        tokenizer=run.tokenizer_path if run.tokenizer_path.is_dir() else None,
+        note=None,
+    )
+
+
+def find_weights_file(path: Path, overrides: Sequence[str]) -> Found:
+    """A run's weights file: its recipe lies beside it, or inside it."""
+    beside = path.with_name("recipe.yaml")
+    if beside.is_file():
+        recipe = read_recipe(beside, overrides)
+    elif (text := metadata_of(path).get("recipe_text")) is not None:
+        recipe = recipe_from_text(text, where=f"the recipe inside {path}", overrides=overrides)
+    else:
+        raise MarcliError(f"{path} does not say its recipe: put the run's recipe.yaml beside it.")
+    tokenizer = path.with_name("tokenizer")
+    return Found(
+        name=str(path),
+        recipe=recipe,
+        weights=path,
+        weights_sha256=sha256_file(path),
+        tokenizer=tokenizer if tokenizer.is_dir() else None,
+        note=None,
+    )
+
+
+def find_published(name: str, path: Path, overrides: Sequence[str], *, note: str | None) -> Found:
+    """A published file: converted once, its recipe is the shipped one."""
+    converted = convert_once(path)
+    return Found(
+        name=name,
+        recipe=read_recipe(shipped_recipe(converted.recipe), [*converted.overrides, *overrides]),
+        weights=converted.weights,
+        weights_sha256=converted.source_sha256,
+        tokenizer=None,
+        note=None if "ema" in converted.sets else note,
+    )
+
+
+def unknown(spec: str, path: Path) -> str:
+    """Return why `spec` names nothing, and what could have been meant."""
+    if path.is_file():
+        return f"{spec} is not a weights file: give a .safetensors, or a published {', '.join(FOREIGN)} file."
+    if (Path("runs") / spec).is_dir():
+        return f"There is no {spec}. Did you mean runs/{spec}?"
+    runs = sorted(str(each.parent) for each in Path("runs").glob("*/recipe.yaml"))
+    known = ", ".join([*runs[:5], *MODELS])
+    return f"There is no run, weights file or published name {spec}. Known here: {known}; or hub:user/name."
+
+
+def check_manifest(folder: Path, name: str) -> None:
+    """Raise MarcliError unless every file of a shared run has the sha256 its manifest states."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise MarcliError(f"{name}: its manifest.json is not a mapping of files to sha256.")
+    for entry, sha256 in manifest.items():
+        if Path(entry).is_absolute() or ".." in Path(entry).parts:
+            raise MarcliError(f"{name}: its manifest.json names {entry}, outside of its folder.")
+        path = folder / entry
+        if not path.is_file():
+            raise MarcliError(f"{name} lacks {entry}, which its manifest.json names.")
+        if sha256_file(path) != sha256:
+            raise MarcliError(f"{name}: {entry} is not the file that was shared (its sha256 differs). Fetch it again.")
+
+
+def sets_of(path: Path) -> tuple[str, ...]:
+    """Return which sets of weights a `.safetensors` file of ours holds, of 'ema' and 'raw'; none for others."""
+    with opened(path) as file:
+        prefixes = {name.partition(".")[0] for name in file.keys()}  # noqa: SIM118
+    return tuple(each for each in ("ema", "raw") if each in prefixes) if prefixes <= {"ema", "raw"} else ()
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def read_set(path: Path, kind: str) -> dict[str, Tensor]:
+    """Return one set of weights, without its prefix."""
+    prefix = f"{kind}."
+    with opened(path) as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+
+def opened(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise MarcliError(f"{path} is not a complete safetensors file ({error}): copy or fetch it again.") from None
+
+
+def choose(wanted: Weights, held: tuple[str, ...], found: Found) -> tuple[str, str | None]:
+    """Return the set of weights to use, and what to say when it is not the wanted one."""
+    if not held:
+        raise MarcliError(f"{found.weights} holds neither ema.* nor raw.* weights.")
+    if wanted in held:
+        return wanted, None
+    note = f"{found.name} holds only its {held[0]} weights, so those are used"
+    log.warning("%s.", note)
+    return held[0], note
+
+
+def filled_model(recipe: Recipe, tensors: dict[str, Tensor], *, source: str) -> nn.Module:
+    """Return the recipe's model with these weights; parameters are never drawn at random first."""
+    with torch.device("meta"):
+        model = build_model(recipe)
+    if len(list(model.buffers())) > len(set(model.state_dict()) - set(dict(model.named_parameters()))):
+        model = build_model(recipe)  # it computes buffers that no file holds
+    assign_strictly(model, tensors, source=source)
+    return model.eval().requires_grad_(False)
+
+
+def ready_tokenizer(found: Found) -> Tokenizer:
+    """Return the tokenizer the weights were trained over; a folder with another one is refused."""
+    tokenizer = build_tokenizer(found.recipe, folder=found.tokenizer)
+    if tokenizer.scale is None:
+        raise MarcliError(
+            f"{found.name} was trained over latents of a measured scale, which is not known here: put the run's "
+            "tokenizer folder beside the weights."
+        )
+    return tokenizer

@@ -1,0 +1,154 @@
+"""Whatever the user names becomes the same system; what does not fit is refused by name."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from marcli.errors import MarcliError, UsageError
+from marcli.model.build import build_model
+from marcli.recipe.reader import read_recipe, recipe_text, shipped_recipe, write_recipe
+from marcli.recipe.schema import Recipe
+from marcli.sampling.engine.build import build_engine
+from marcli.sampling.generate import generate
+from marcli.sampling.load import load_system, random_system
+from marcli.sampling.system import System
+from marcli.tokenizer.build import build_tokenizer, save_tokenizer
+
+TINY = (
+    "model.backbone.width=32",
+    "model.backbone.encoder_depth=1",
+    "model.backbone.decoder_depth=1",
+    "model.head.width=16",
+    "model.head.depth=1",
+    "sample.diffusion_steps=3",
+)
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return read_recipe(shipped_recipe("digits"), TINY)
+
+
+def make_run(folder: Path, recipe: Recipe, *, scale: float = 2.0) -> Path:
+    """A run as training leaves it: raw and averaged weights differ, the tokenizer's scale is measured."""
+    folder.mkdir(parents=True)
+    write_recipe(recipe, folder / "recipe.yaml")
+    raw = build_model(recipe).state_dict()
+    tensors = {f"raw.{name}": value for name, value in raw.items()}
+    tensors |= {f"ema.{name}": value + 0.25 for name, value in raw.items()}
+    save_file(tensors, folder / "weights.safetensors", metadata={"recipe_text": recipe_text(recipe)})
+    tokenizer = build_tokenizer(recipe, folder=None)
+    tokenizer.scale = scale
+    save_tokenizer(tokenizer, folder / "tokenizer", recipe=recipe)
+    return folder
+
+
+def pictures_of(system: System) -> torch.Tensor:
+    engine = build_engine(system, name="plain", device=torch.device("cpu"), precision="fp32")
+    (pictures,) = generate(engine, system.tokenizer, classes=[3, 7], seed=0, batches=[range(2)])
+    return pictures.images
+
+
+@pytest.mark.parametrize(("weights", "offset"), [("ema", 0.25), ("raw", 0.0)])
+def test_a_run_gives_its_weights_recipe_and_tokenizer(tmp_path: Path, recipe: Recipe, weights, offset) -> None:
+    run = make_run(tmp_path / "run", recipe)
+    system = load_system(str(run), weights=weights, overrides=["sample.steps=2"])
+    raw = load_file(run / "weights.safetensors")
+    for name, value in system.model.state_dict().items():
+        assert torch.equal(value, raw[f"raw.{name}"] + offset)
+    assert system.tokenizer.scale == 2.0
+    assert system.recipe.sample.steps == 2 and system.recipe.model == recipe.model
+    assert system.weights == weights and system.note is None and len(system.weights_sha256) == 64
+    assert not any(parameter.requires_grad or parameter.is_meta for parameter in system.model.parameters())
+    assert pictures_of(system).shape == (2, 1, 8, 8)
+
+
+def test_the_weights_file_and_the_newest_run_are_the_same_system(tmp_path: Path, recipe: Recipe, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "runs" / "digits", recipe)
+    expected = pictures_of(load_system("runs/digits", weights="ema", overrides=[]))
+    for spec in (str(run / "weights.safetensors"), None):
+        assert torch.equal(pictures_of(load_system(spec, weights="ema", overrides=[])), expected)
+
+
+def test_a_weights_file_alone_says_its_architecture_but_not_a_measured_scale(tmp_path: Path, recipe: Recipe) -> None:
+    run = make_run(tmp_path / "run", recipe)
+    (tmp_path / "alone").mkdir()
+    alone = (run / "weights.safetensors").rename(tmp_path / "alone" / "weights.safetensors")
+    with pytest.raises(MarcliError, match="measured scale"):
+        load_system(str(alone), weights="ema", overrides=[])
+    (run / "tokenizer").rename(tmp_path / "alone" / "tokenizer")
+    assert load_system(str(alone), weights="ema", overrides=[]).recipe == recipe
+    save_file(load_file(alone), alone)
+    with pytest.raises(MarcliError, match="does not say its recipe"):
+        load_system(str(alone), weights="ema", overrides=[])
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, recipe: Recipe) -> None:
+    run = make_run(tmp_path / "run", recipe)
+    record = json.loads((run / "tokenizer" / "tokenizer.json").read_text())
+    (run / "tokenizer" / "tokenizer.json").write_text(json.dumps({**record, "fingerprint": "0" * 64}))
+    with pytest.raises(MarcliError, match="fingerprint"):
+        load_system(str(run), weights="ema", overrides=[])
+
+
+def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path, recipe: Recipe) -> None:
+    run = make_run(tmp_path / "run", recipe)
+    tensors = load_file(run / "weights.safetensors")
+    del tensors["ema.null_class"]
+    tensors["ema.gate"] = torch.zeros(2)
+    tensors["ema.backbone.mask_token"] = torch.zeros(1, 1, 8)
+    save_file(tensors, run / "weights.safetensors")
+    with pytest.raises(MarcliError) as error:
+        load_system(str(run), weights="ema", overrides=[])
+    for part in ("missing: null_class [1, 32]", "not of this model: gate [2]", "backbone.mask_token [1, 1, 8] where"):
+        assert part in str(error.value)
+
+
+def test_only_sampling_can_be_overridden(tmp_path: Path, recipe: Recipe) -> None:
+    run = make_run(tmp_path / "run", recipe)
+    with pytest.raises(UsageError, match=r"only sample\.\*"):
+        load_system(str(run), weights="ema", overrides=["model.backbone.width=64"])
+    with pytest.raises(UsageError, match="at most 16"):
+        load_system(str(run), weights="ema", overrides=["sample.steps=17"])
+
+
+def test_one_set_of_weights_is_used_and_said(tmp_path: Path, recipe: Recipe) -> None:
+    run = make_run(tmp_path / "run", recipe)
+    tensors = load_file(run / "weights.safetensors")
+    save_file({name: value for name, value in tensors.items() if name.startswith("raw.")}, run / "weights.safetensors")
+    system = load_system(str(run), weights="ema", overrides=[])
+    assert system.weights == "raw" and "only its raw weights" in system.note
+
+
+def test_what_is_missing_is_named(tmp_path: Path, recipe: Recipe, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "runs" / "digits", recipe)
+    with pytest.raises(UsageError, match="Did you mean runs/digits"):
+        load_system("digits", weights="ema", overrides=[])
+    with pytest.raises(UsageError, match="Known here: runs/digits, mar-b, mar-l, mar-h"):
+        load_system("mar-x", weights="ema", overrides=[])
+    with pytest.raises(UsageError, match="not a weights file"):
+        load_system(str(run / "recipe.yaml"), weights="ema", overrides=[])
+    content = (run / "weights.safetensors").read_bytes()
+    (run / "weights.safetensors").write_bytes(content[:-10])
+    with pytest.raises(MarcliError, match=r"weights\.safetensors is not a complete"):
+        load_system(str(run), weights="ema", overrides=[])
+    (run / "weights.safetensors").unlink()
+    with pytest.raises(MarcliError, match="has not ended"):
+        load_system(str(run), weights="ema", overrides=[])
+    (run / "recipe.yaml").unlink()
+    with pytest.raises(UsageError, match=r"no recipe\.yaml"):
+        load_system(str(run), weights="ema", overrides=[])
+
+
+def test_random_weights_depend_on_the_seed_alone_and_leave_the_global_generator(recipe: Recipe) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again, other = (random_system(recipe, seed=seed).model.state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
