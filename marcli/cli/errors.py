@@ -4,13 +4,16 @@
 """
 
 import errno
+import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
-from rich.console import Console
+import typer
 
 from marcli.errors import MarcliError, StoppedError, UsageError
+from marcli.runtime.launch import report_exit
 
 DONE, FAILED, WRONG_USAGE, STOPPED = 0, 1, 2, 75
 
@@ -33,25 +36,32 @@ NETWORK_TYPES = {
 }  # fmt: skip
 
 
-def run_guarded(command: Callable[[], int | None]) -> int:
+def run_guarded(command: Callable[[], int | None], *, as_json: bool) -> int:
     """Run `command` and return the exit code of the program, having printed the sentence if it failed.
 
-    MARCLI_TRACEBACK=1 shows where an error came from as well.
+    One of several processes leaves the printing to the one that launched it, so that a sentence comes once.
+    With `as_json` a failure, too, ends standard output with one JSON object. MARCLI_TRACEBACK=1 adds the traceback.
     """
+    sentence = ""
     try:
-        return command() or DONE
-    except KeyboardInterrupt:
-        return _say("Interrupted.", FAILED)
-    except Exception as error:
+        code = command() or DONE
+    except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("MARCLI_TRACEBACK") == "1":
-            Console(stderr=True).print_exception()
+            traceback.print_exc()
         sentence, code = explain_error(error)
-        return _say(sentence, code)
+    is_echo = code in (WRONG_USAGE, STOPPED) and os.environ.get("RANK", "0") != "0"
+    if not report_exit(code, sentence) and sentence and not is_echo:
+        _print_failure(sentence, code, as_json=as_json)
+    return code
 
 
 def explain_error(error: BaseException) -> tuple[str, int]:
     """Return the sentence and the exit code for `error`."""
     match error:
+        case KeyboardInterrupt() | typer.Abort():
+            return "Interrupted before anything was saved", FAILED
+        case typer.TyperException():
+            return _usage_sentence(error), WRONG_USAGE
         case StoppedError():
             return str(error), STOPPED
         case UsageError():
@@ -91,10 +101,20 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else "no message"
 
 
-def _say(sentence: str, code: int) -> int:
+def _usage_sentence(error: typer.TyperException) -> str:
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    message = message.replace("Value error, ", "")
+    context = getattr(error, "ctx", None)
+    return f"{message.rstrip('.')}: see {context.command_path if context else 'marcli'} -h"
+
+
+def _print_failure(sentence: str, code: int, *, as_json: bool) -> None:
+    from rich.console import Console
+
     sys.stdout.flush()
     style, word = ("yellow", "stopped") if code == STOPPED else ("red", "error")
     console = Console(stderr=True, highlight=False)
     console.print(f"[bold {style}]{word}:[/]", end=" ")
     console.print(sentence, markup=False, soft_wrap=True)
-    return code
+    if as_json:
+        print(json.dumps({"error": sentence, "exit_code": code}), flush=True)

@@ -1,10 +1,12 @@
 """Several processes from one command: torchrun inside this process, with signals and exit codes that survive it.
 
 torchrun starts `python -m marcli ARGV` once per process, and each notices by RANK that it is one of several. What
-torchrun lacks is added: USR1 is forwarded (it would leave orphans), workers get time to save, and the exit code of
-the command is the workers' own, which torchrun would turn into 1.
+torchrun lacks is added: USR1 is forwarded (it would leave orphans), workers get time to save, and their errors come
+back as their own, where torchrun would report exit code 1 and a table.
 """
 
+import json
+import logging
 import os
 import re
 import signal
@@ -12,10 +14,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from marcli.errors import StoppedError
+from marcli.errors import MarcliError, StoppedError, UsageError
 
-EXIT_CODES = "MARCLI_EXIT_CODES"
+REPORTS = "MARCLI_REPORTS"
+STOPPED = 75
 SECONDS_TO_SAVE = 600
 
 
@@ -24,45 +28,45 @@ def is_worker() -> bool:
     return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
-def launch(argv: Sequence[str], *, num_processes: int, module: str = "marcli") -> int:
-    """Run `python -m MODULE ARGV` in `num_processes` processes here; return the exit code of the worst.
+def launch(argv: Sequence[str], *, num_processes: int, module: str = "marcli") -> None:
+    """Run `python -m MODULE ARGV` in `num_processes` processes of this machine; no worker outlives the call.
 
-    Returns 75 when all were asked to stop and saved. No worker outlives the call.
+    Returns when all are done. Raises what the workers reported: UsageError or MarcliError with their sentence, or
+    StoppedError when all that ended early were asked to stop.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # until torchrun installs its own
         signal.signal(number, _stop_before_start)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    options = [
-        "--standalone",
-        "--nnodes=1",
-        f"--nproc-per-node={num_processes}",
-        f"--shutdown-timeout={SECONDS_TO_SAVE}",
-    ]
-    options.append("--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would repeat our reports at length
+    options = ["--standalone", "--nnodes=1", f"--nproc-per-node={num_processes}"]
+    options += [f"--shutdown-timeout={SECONDS_TO_SAVE}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT"]
     with tempfile.TemporaryDirectory(prefix="marcli-launch-") as folder:
-        os.environ[EXIT_CODES] = folder
+        os.environ[REPORTS] = folder
         try:
             run(parse_args([*options, "-m", module, *argv]))
-            return 0
         except ChildFailedError as failed:
-            codes = _reported_codes(Path(folder)) or [failure.exitcode for failure in failed.failures.values()]
-            return _worst(codes)
+            died = {rank: failure.exitcode for rank, failure in failed.failures.items()}
+            raise _worst(_read_reports(Path(folder)), num_processes, died) from None
         except SignalException:
-            codes = _reported_codes(Path(folder))
-            return _worst(codes) if len(codes) == num_processes else 1
+            raise _worst(_read_reports(Path(folder)), num_processes, {}) from None
         finally:
-            del os.environ[EXIT_CODES]
+            del os.environ[REPORTS]
 
 
-def report_exit_code(code: int) -> None:
-    """Tell the launcher how this worker ends; without a launcher, do nothing."""
-    folder = os.environ.get(EXIT_CODES)
-    if folder and "RANK" in os.environ:
-        Path(folder, os.environ["RANK"]).write_text(str(code))
+def report_exit(code: int, sentence: str) -> bool:
+    """Tell the launcher how this worker ends; return False where there is none to tell."""
+    folder = os.environ.get(REPORTS)
+    if not folder or "RANK" not in os.environ:
+        return False
+    try:
+        Path(folder, os.environ["RANK"]).write_text(json.dumps({"code": code, "sentence": sentence}))
+    except OSError:
+        return False
+    return True
 
 
 def join_slurm_step() -> None:
@@ -89,13 +93,20 @@ def _stop_before_start(number: int, frame: FrameType | None) -> None:
     raise StoppedError("Stopped before anything began.")
 
 
-def _reported_codes(folder: Path) -> list[int]:
-    return [int(path.read_text() or 1) for path in folder.iterdir()]
+def _read_reports(folder: Path) -> dict[int, dict[str, Any]]:
+    return {int(path.name): json.loads(path.read_text()) for path in folder.iterdir()}
 
 
-def _worst(codes: Sequence[int]) -> int:
-    """A failure outranks a stop (75), which outranks success; death by a signal (negative) is a failure."""
-    failures = [code for code in codes if code not in (0, 75)]
-    if failures:
-        return failures[0] if failures[0] > 0 else 1
-    return max(codes, default=1)
+def _worst(reports: dict[int, dict[str, Any]], num_processes: int, died: dict[int, int]) -> MarcliError:
+    """Return the error of the workers: a failure outranks one that died in silence, which outranks a stop."""
+    for report in reports.values():
+        if report["code"] not in (0, STOPPED):
+            return (UsageError if report["code"] == 2 else MarcliError)(report["sentence"])
+    silent = sorted(set(range(num_processes)) - set(reports))
+    if silent:
+        code = died.get(silent[0])
+        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        why = " (often the system is out of memory)" if code == -signal.SIGKILL else ""
+        return MarcliError(f"Process {silent[0]} of {num_processes} died without a word, by {how}{why}")
+    sentences = [report["sentence"] for report in reports.values() if report["code"] == STOPPED]
+    return StoppedError(sentences[0] if sentences else "Stopped, after everything was done.")

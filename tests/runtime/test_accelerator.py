@@ -26,7 +26,7 @@ Path(sys.argv[1], f"facts-{processes.rank}").write_text(repr(facts))
 
 def test_two_cpu_processes_find_each_other(tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(TWO)
-    code = f"import sys; from marcli.runtime.launch import launch; sys.exit({START})"
+    code = f"import sys; from marcli.runtime.launch import launch; {START}"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], env=env, timeout=240, check=False, capture_output=True

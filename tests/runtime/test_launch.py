@@ -14,62 +14,74 @@ from marcli.runtime.launch import first_host, is_worker, join_slurm_step
 WORKER = """
 import os, sys, time
 from pathlib import Path
-from marcli.runtime.launch import report_exit_code
+from marcli.runtime.launch import report_exit
 from marcli.runtime.stop import StopRequest
-folder, codes = Path(sys.argv[1]), sys.argv[2].split(",")
-rank = os.environ["RANK"]
+codes, folder, rank = sys.argv[1].split(","), Path(sys.argv[2]), os.environ["RANK"]
 code = codes[int(rank)]
 if code == "stop":
     with StopRequest() as stop:
         (folder / f"pid-{rank}").write_text(str(os.getpid()))
         while not stop.requested:
             time.sleep(0.05)
-        (folder / f"saved-{rank}").write_text(stop.signal_name)
-        code = 75
-(folder / f"env-{rank}").write_text(os.environ["WORLD_SIZE"] + " " + os.environ["OMP_NUM_THREADS"])
-report_exit_code(int(code))
+    report_exit(75, f"stopped by {stop.signal_name}")
+    sys.exit(75)
+if code == "-9":
+    os.kill(os.getpid(), 9)
+report_exit(int(code), f"sentence {code} of {os.environ['WORLD_SIZE']}")
 sys.exit(int(code))
 """
 PARENT = """
 import sys
 from marcli.runtime.launch import launch
-sys.exit(launch(sys.argv[1:], num_processes=2, module="worker"))
+for codes in sys.argv[2:]:
+    try:
+        print(launch([codes, sys.argv[1]], num_processes=2, module="worker"), flush=True)
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
 """
+OUTCOMES = {
+    "0,0": "None",
+    "0,1": "MarcliError sentence 1 of 2",
+    "2,0": "UsageError sentence 2 of 2",
+    "0,-9": "MarcliError Process 1 of 2 died without a word, by SIGKILL (often the system is out of memory)",
+}
 
 
-def start(tmp_path: Path, codes: str) -> subprocess.Popen[bytes]:
-    """Start a parent whose two workers end as `codes` says."""
-    (tmp_path / "worker.py").write_text(WORKER)
-    root = str(Path(__file__).parents[2])
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        env.pop(name, None)
-    return subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), codes], env=env, cwd=tmp_path)
+def start(folder: Path, *rounds: str) -> subprocess.Popen[str]:
+    """Start a parent that launches two workers per round, which end as the round's codes say."""
+    (folder / "worker.py").write_text(WORKER)
+    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    env["PYTHONPATH"] = os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
+    command = [sys.executable, "-c", PARENT, str(folder), *rounds]
+    return subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize(("codes", "expected"), [("0,0", 0), ("0,2", 2)])
-def test_exit_code_is_the_workers(tmp_path: Path, codes: str, expected: int) -> None:
-    assert start(tmp_path, codes).wait(timeout=120) == expected
-    if expected == 0:
-        assert (tmp_path / "env-0").read_text().split()[0] == "2"
+def test_errors_are_the_workers_own(tmp_path: Path) -> None:
+    out, err = start(tmp_path, *OUTCOMES).communicate(timeout=240)
+    assert out.splitlines() == list(OUTCOMES.values())
+    assert err == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_signal_reaches_all_workers_and_none_is_orphaned(tmp_path: Path, number: signal.Signals) -> None:
-    parent = start(tmp_path, "stop,stop")
+def test_signals_reach_all_workers_and_none_is_orphaned(tmp_path: Path) -> None:
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    parent = start(tmp_path, *["stop,stop"] * len(numbers))
     pids = [tmp_path / "pid-0", tmp_path / "pid-1"]
     try:
-        while not all(path.is_file() and path.read_text() for path in pids):
-            assert parent.poll() is None
-            time.sleep(0.05)
-        parent.send_signal(number)
-        assert parent.wait(timeout=120) == 75
+        for number in numbers:
+            while not all(path.is_file() and path.read_text() for path in pids):
+                assert parent.poll() is None
+                time.sleep(0.05)
+            workers = [int(path.read_text()) for path in pids]
+            for path in pids:
+                path.unlink()
+            parent.send_signal(number)
+            assert parent.stdout.readline() == f"StoppedError stopped by {number.name}\n"
+            for worker in workers:
+                with pytest.raises(ProcessLookupError):
+                    os.kill(worker, 0)
+        assert parent.wait(timeout=60) == 0
     finally:
         parent.kill()
-    for rank, path in enumerate(pids):
-        assert (tmp_path / f"saved-{rank}").read_text() == number.name
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(path.read_text()), 0)
 
 
 def test_srun_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

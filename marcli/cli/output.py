@@ -1,0 +1,45 @@
+"""What commands print when they are done, and what `--dry-run` prints instead of doing it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from marcli.recipe.reader import recipe_text
+from marcli.recipe.schema import Recipe
+
+
+def print_result(lines: Sequence[str], record: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print what was written where; with `--json` one JSON object comes last. Paths in `record` become text."""
+    for line in lines:
+        typer.echo(line)
+    if as_json:
+        typer.echo(json.dumps(record, default=str))
+
+
+def print_plan(recipe: Recipe, places: Mapping[str, Path], *, as_json: bool) -> None:
+    """Print the resolved recipe, its parameter counts and the `places` a command would write to or read from."""
+    parameters = count_parameters(recipe)
+    typer.echo(recipe_text(recipe), nl=False)
+    typer.echo(f"# tokens: {recipe.num_tokens} of {recipe.token_dim} channels")
+    typer.echo("# parameters: " + ", ".join(f"{name} {count:,}" for name, count in parameters.items()))
+    for name, place in places.items():
+        typer.echo(f"# {name}: {place}{'' if place.exists() else ' (not there yet)'}")
+    record = {"recipe": recipe.model_dump(mode="json"), "parameters": parameters, "places": dict(places)}
+    print_result([], record, as_json=as_json)
+
+
+def count_parameters(recipe: Recipe) -> dict[str, int]:
+    """Return the model's parameters in all and of its head, without allocating any."""
+    import torch
+
+    from marcli.model.build import build_model
+
+    with torch.device("meta"):
+        model = build_model(recipe)
+    counts = {"total": sum(parameter.numel() for parameter in model.parameters())}
+    if recipe.model.head is not None:
+        counts["head"] = sum(parameter.numel() for parameter in model.head_parameters())
+    return counts

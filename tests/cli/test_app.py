@@ -1,0 +1,72 @@
+"""The command line as scripts see it: help, version, exit codes, no torch before it is needed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from marcli import __version__
+from marcli.cli.app import EXAMPLES, run
+
+COMMANDS = ["tokenize", "cache-latents", "train", "sample", "eval-fid", "bench"]
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], [], *([command, "-h"] for command in COMMANDS)])
+def test_help(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(argv) == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in (COMMANDS if argv[:1] in ([], ["-h"], ["--help"]) else argv[:1]))
+    assert f"marcli {argv[0] if len(argv) == 2 else 'train'} " in out, "an example"
+    assert "," not in out or "..." not in out.replace("]...", "").replace("ARGS]...", ""), "nothing is cut off"
+
+
+def test_every_example_is_of_its_command() -> None:
+    for command, example in EXAMPLES.items():
+        assert example.split()[:2] == ["marcli", command.__name__.replace("_", "-")]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--help"], *([command, "-h"] for command in COMMANDS), ["train", "recipes/digits.yaml", "train.lrr=1"]],
+)
+def test_heavy_packages_are_not_imported(argv: list[str]) -> None:
+    code = (
+        "import sys; from marcli.cli.app import run; code = run(sys.argv[1:]);"
+        "print([m for m in ('torch', 'numpy', 'datasets', 'diffusers', 'accelerate') if m in sys.modules], code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"[] {2 if len(argv) > 2 else 0}"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    assert run(["--version"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"marcli {__version__}, torch {torch.__version__}, device ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'?: see marcli -h"),
+        (["train"], "Missing argument 'RECIPE': see marcli train -h"),
+        (["train", "recipes/digits.yaml", "--lr", "1"], "No such option: --lr"),
+        (["train", "recipes/digits.yaml", "--precision", "fp64"], "'fp64' is not one of 'auto', 'bf16', 'fp32'"),
+        (["train", "recipes/digits.yaml", "--processes", "0"], "greater than or equal to 1"),
+        (["train", "recipes/digts.yaml"], "did you mean recipes/digits.yaml?"),
+        (["train", "recipes/digits.yaml", "train.lrr=1"], "did you mean train.lr?"),
+    ],
+)
+def test_wrong_usage(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*argv, "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and words in captured.err
+    last = json.loads(captured.out.splitlines()[-1])
+    assert last["exit_code"] == 2 and words in last["error"]
+
+
+def test_python_m_marcli_ends_with_the_exit_code() -> None:
+    done = subprocess.run([sys.executable, "-m", "marcli", "nope"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")

@@ -1,0 +1,69 @@
+"""One sentence and one exit code for every failure."""
+
+import errno
+import json
+import socket
+
+import pytest
+
+from marcli.cli.errors import explain_error, run_guarded
+from marcli.errors import MarcliError, StoppedError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (MarcliError("It broke: mend it."), 1, "It broke: mend it."),
+        (UsageError("Wrong key."), 2, "Wrong key."),
+        (StoppedError("Stopped at step 3."), 75, "Stopped at step 3."),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/model"), 1, "The disk is full at /x/model: make room"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "No permission for /x"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/y"), 1, "There is no /y: check the path"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), 1, "the network did not answer"),
+        (socket.gaierror(-3, "Temporary failure in name resolution"), 1, "the network did not answer"),
+        (RuntimeError("I/O: No space left on device (os error 28)"), 1, "The disk is full"),
+        (KeyboardInterrupt(), 1, "Interrupted"),
+        (MemoryError(), 1, "not enough memory"),
+        (ValueError("bad\nsecond line"), 1, "ValueError: bad (unexpected; MARCLI_TRACEBACK=1 shows where)"),
+    ],
+)
+def test_sentence_and_code(error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise error
+
+    assert run_guarded(fail, as_json=True) == code
+    captured = capsys.readouterr()
+    assert words in captured.err and captured.err.count("\n") == 1 and "Traceback" not in captured.err
+    assert captured.err.startswith("stopped: " if code == 75 else "error: ")
+    assert json.loads(captured.out) == {"error": explain_error(error)[0], "exit_code": code}
+
+
+def test_cause_counts_and_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "/x/[bold]")
+        except OSError as error:
+            raise RuntimeError("while saving") from error
+
+    assert run_guarded(fail, as_json=False) == 1
+    captured = capsys.readouterr()
+    assert "The disk is full at /x/[bold]" in captured.err and captured.out == ""
+
+
+def test_other_ranks_do_not_repeat_a_sentence(monkeypatch, capsys) -> None:
+    def fail() -> None:
+        raise UsageError("Wrong key.")
+
+    monkeypatch.setenv("RANK", "1")
+    assert run_guarded(fail, as_json=True) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MARCLI_TRACEBACK", "1")
+
+    def fail() -> None:
+        raise ValueError("bad")
+
+    run_guarded(fail, as_json=False)
+    assert "Traceback" in capsys.readouterr().err
