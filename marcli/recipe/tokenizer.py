@@ -22,7 +22,7 @@ class KMeansTokenizer(Section):
 
     kind: Literal["kmeans"]
     patch_size: int = Field(default=2, ge=1, description="side of a patch, in pixels")
-    codebook_size: int = Field(default=256, ge=2, description="number of codes")
+    codebook_size: int = Field(default=256, ge=2, le=65536, description="number of codes")
     output: Literal["codes", "latents"] = Field(
         default="codes", description="'codes' for cross-entropy, 'latents' for the patch before quantisation"
     )
@@ -38,10 +38,12 @@ class KLTokenizer(Section):
 
 
 class VQTokenizer(Section):
-    """Vector-quantised autoencoder `vq16`: 16,384 codes of 8 channels, stride 16."""
+    """Vector-quantised autoencoder `vq16`, stride 16: LDM's by default; taming's have 256 channels."""
 
     kind: Literal["vq16"]
     weights: str | None = Field(default=None, description=WEIGHTS + "; null takes the published ones")
+    codebook_size: int = Field(default=16384, ge=2, le=65536, description="number of codes")
+    channels: int = Field(default=8, ge=1, description="channels of a code's vector")
     output: Literal["codes", "latents"] = Field(
         default="codes", description="'codes' for cross-entropy, 'latents' for the vector before quantisation"
     )
@@ -93,8 +95,8 @@ def latent_shape(tokenizer: Tokenizer, image_size: int, image_channels: int) -> 
         case KLTokenizer():
             channels, stride = (16, 16) if tokenizer.kind == "kl16" else (4, 8)
         case VQTokenizer():
-            channels, stride = 8, 16
-            codebook = 16384 if tokenizer.output == "codes" else None
+            channels, stride = tokenizer.channels, 16
+            codebook = tokenizer.codebook_size if tokenizer.output == "codes" else None
         case ConsistencyTokenizer():
             channels, stride = 4, 8
         case AutoencoderTokenizer():

@@ -27,6 +27,7 @@ class Tokenizer(nn.Module):
         scale: factor from raw to model latents, 1/std; None until measured; 1 for codes
         has_posterior: rows are mean and standard deviation, stacked
         weights_note: what to say about the weights in reports, or None
+        weights_source: where the weights lie: an absolute path, a hub id, or None for published or learned ones
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Tokenizer(nn.Module):
         self.shape = shape
         self.scale = 1.0 if shape.codebook_size is not None else scale
         self.weights_note: str | None = None
+        self.weights_source: str | None = None
 
     @property
     def rows(self) -> int:

@@ -14,10 +14,12 @@ from marcli.data.images import ImageSet
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe import tokenizer as kinds
 from marcli.recipe.schema import Recipe
+from marcli.recipe.tokenizer import LatentShape
 from marcli.tokenizer.base import Tokenizer
 
 SCALE_IMAGES = 10_000  # measure the scale on at most so many images, evenly spread
 FILE = "tokenizer.json"
+PUBLISHED_SCALES = {"kl16": 0.2325, "kl8": 0.18215, "consistency": 0.18215}  # MAR's, and Stable Diffusion's twice
 
 
 def prepare_tokenizer(recipe: Recipe, images: ImageSet, *, device: torch.device) -> Tokenizer:
@@ -44,7 +46,7 @@ def build_tokenizer(recipe: Recipe, *, folder: Path | None) -> Tokenizer:
         MarcliError: weights are missing, do not fit or changed since the folder was written
     """
     if folder is None:
-        tokenizer = _from_recipe(recipe)
+        tokenizer = _from_recipe(recipe, saved=None, weights=getattr(recipe.tokenizer, "weights", None))
         return tokenizer.eval().requires_grad_(False)
     record = read_record(folder)
     wanted = recipe.tokenizer.model_dump(exclude={"scale", "weights"})
@@ -70,15 +72,62 @@ def build_tokenizer(recipe: Recipe, *, folder: Path | None) -> Tokenizer:
     return tokenizer.eval().requires_grad_(False)
 
 
-def _from_recipe(recipe: Recipe, *, saved: Path | None = None, weights: str | None = None) -> Tokenizer:
+def _from_recipe(recipe: Recipe, *, saved: Path | None, weights: str | None) -> Tokenizer:
+    """Import and build only the kind that is asked for; diffusers alone takes seconds."""
     section, shape = recipe.tokenizer, recipe.latent
     match section:
         case kinds.PixelsTokenizer():
             from marcli.tokenizer.pixels import PixelsTokenizer
 
             return PixelsTokenizer(shape, scale=section.scale)
-        case _:
-            raise MarcliError(f"tokenizer.kind {section.kind!r} is not available")
+        case kinds.KMeansTokenizer():
+            from marcli.tokenizer.kmeans import KMeansTokenizer
+
+            tokenizer = KMeansTokenizer(
+                shape, scale=section.scale, channels=recipe.data.channels, codebook_size=section.codebook_size
+            )
+            if saved is not None:
+                tokenizer.load_weights(saved)
+            return tokenizer
+    return _autoencoder(section, shape, weights)
+
+
+def _autoencoder(section: kinds.Tokenizer, shape: LatentShape, weights: str | None) -> Tokenizer:
+    """Build a tokenizer around a network of diffusers, from the file, folder or hub id `weights`."""
+    from marcli.pretrained.hub import find_tokenizer_weights
+    from marcli.pretrained.published import TOKENIZERS
+    from marcli.tokenizer.architecture import weights_note
+
+    path = find_tokenizer_weights(section.kind, weights)
+    scale = section.scale
+    match section:
+        case kinds.KLTokenizer():
+            from marcli.tokenizer import kl
+
+            network = kl.load_kl(path, architecture=kl.ARCHITECTURES[section.kind])
+            tokenizer = kl.KLTokenizer(shape, kind=section.kind, scale=scale, network=network)
+        case kinds.VQTokenizer():
+            from marcli.tokenizer import vq
+
+            network = vq.load_vq(path, channels=section.channels, codebook_size=section.codebook_size, widths=vq.WIDTHS)
+            tokenizer = vq.VQTokenizer(shape, scale=scale, network=network)
+        case kinds.ConsistencyTokenizer():
+            from marcli.tokenizer.architecture import load_diffusers
+            from marcli.tokenizer.consistency import ConsistencyDecoderVAE, ConsistencyTokenizer
+
+            network = load_diffusers(path, network_class=ConsistencyDecoderVAE)
+            tokenizer = ConsistencyTokenizer(shape, scale=scale, network=network)
+        case kinds.AutoencoderTokenizer():
+            from marcli.tokenizer.autoencoder import AutoencoderTokenizer, load_autoencoder
+
+            tokenizer = AutoencoderTokenizer(shape, scale=scale, network=load_autoencoder(path), source=str(path))
+    published = TOKENIZERS.get(section.kind)
+    known = frozenset(file.sha256 for file in published.files if file.sha256) if published else frozenset()
+    tokenizer.weights_note = weights_note(path, known)
+    if tokenizer.scale is None and (weights is None or tokenizer.weights_note is None):
+        tokenizer.scale = PUBLISHED_SCALES.get(section.kind)
+    tokenizer.weights_source = str(Path(weights).expanduser().resolve()) if weights and path.exists() else weights
+    return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, recipe: Recipe) -> None:
@@ -91,7 +140,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, recipe: Recipe) -> Non
         "latent": recipe.latent.model_dump(),
         "scale": tokenizer.scale,
         "fingerprint": tokenizer.fingerprint,
-        "weights": getattr(tokenizer, "weights_source", None),
+        "weights": tokenizer.weights_source,
         "weights_note": tokenizer.weights_note,
     }
     (folder / FILE).write_text(json.dumps(record, indent=2) + "\n")

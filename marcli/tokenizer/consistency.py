@@ -1,0 +1,38 @@
+"""Stable Diffusion's encoder with OpenAI's consistency decoder, through diffusers' `ConsistencyDecoderVAE`.
+
+The decoder is a two-step sampler and needs noise. It is drawn per image from a fixed seed, so an image does not depend
+on its neighbours in the batch.
+"""
+
+import torch
+from diffusers import ConsistencyDecoderVAE
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from marcli.recipe.tokenizer import LatentShape
+from marcli.tokenizer.base import Tokenizer, to_bytes, to_signed
+
+SEED = 0
+
+
+class ConsistencyTokenizer(Tokenizer):
+    """A KL encoder and a sampler that decodes."""
+
+    kind = "consistency"
+    has_posterior = True
+
+    def __init__(self, shape: LatentShape, *, scale: float | None, network: ConsistencyDecoderVAE) -> None:
+        super().__init__(shape, scale=scale)
+        self.network = network
+
+    @torch.no_grad()
+    def encode(self, images: UInt8[Tensor, "batch c h w"]) -> Float[Tensor, "batch rows s s"]:
+        """Return mean and standard deviation of the posterior, stacked: [b, 2 c, s, s]."""
+        posterior = self.network.encode(to_signed(images)).latent_dist
+        return torch.cat([posterior.mean, posterior.std], dim=1)
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "batch c s s"]) -> UInt8[Tensor, "batch channels height width"]:
+        """Return images of scaled latents."""
+        generators = [torch.Generator().manual_seed(SEED) for _ in latents]
+        return to_bytes(self.network.decode(self.unscale(latents.float()), generator=generators).sample)

@@ -1,0 +1,76 @@
+"""The learned codebook: what it learns, what it reports, and that it survives a save."""
+
+import numpy as np
+import pytest
+import torch
+
+from marcli.data.digits import open_digits
+from marcli.data.images import ArrayImages
+from marcli.errors import MarcliError
+from marcli.recipe.tokenizer import LatentShape
+from marcli.tokenizer.base import depth_to_space, space_to_depth
+from marcli.tokenizer.kmeans import KMeansTokenizer
+
+
+def tokenizer_for(codes: int, *, output: str = "codes") -> KMeansTokenizer:
+    as_codes = output == "codes"
+    shape = LatentShape(channels=1 if as_codes else 4, size=4, stride=2, codebook_size=codes if as_codes else None)
+    return KMeansTokenizer(shape, scale=1.0, channels=1, codebook_size=codes)
+
+
+def test_space_to_depth_groups_channel_row_column_and_is_undone() -> None:
+    image = torch.arange(2 * 4 * 4).reshape(1, 2, 4, 4)
+    grid = space_to_depth(image, 2)
+    assert grid[0, :, 0, 1].tolist() == [2, 3, 6, 7, 18, 19, 22, 23]
+    assert torch.equal(depth_to_space(grid, 2), image)
+
+
+def test_patches_of_few_values_are_learned_exactly() -> None:
+    rng = np.random.default_rng(0)
+    patches = rng.integers(0, 256, (5, 2, 2))
+    pixels = np.stack([np.block([[patches[a] for a in row] for row in rng.integers(0, 5, (4, 4))]) for _ in range(50)])
+    images = ArrayImages(pixels[:, None].astype(np.uint8), np.zeros(50), class_names=None)
+    tokenizer = tokenizer_for(5)
+    assert not tokenizer.is_fitted
+    tokenizer.fit(images, seed=0)
+    assert tokenizer.is_fitted
+    batch = images.read(range(50))
+    codes = tokenizer.encode(batch)
+    assert codes.shape == (50, 1, 4, 4)
+    assert codes.unique().tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(tokenizer.decode(tokenizer.sample(codes, None)), batch)
+    assert torch.equal(tokenizer.decode(tokenizer.sample(codes.to(torch.uint16), None)), batch)  # as from a cache
+
+
+def test_more_codes_reconstruct_digits_better_and_latents_decode_like_codes() -> None:
+    digits = open_digits(image_size=8, channels=1)
+    batch = digits.read(range(200))
+    errors = []
+    for codes in (8, 64):
+        tokenizer = tokenizer_for(codes)
+        tokenizer.fit(digits, seed=0)
+        found = tokenizer.decode(tokenizer.sample(tokenizer.encode(batch), None))
+        errors.append((found.float() - batch.float()).square().mean().sqrt().item())
+        before_codes = tokenizer_for(codes, output="latents")
+        before_codes.codebook.copy_(tokenizer.codebook)
+        assert torch.equal(before_codes.decode(before_codes.sample(before_codes.encode(batch), None)), found)
+    assert errors[1] < 0.6 * errors[0]
+    assert errors[1] < 25  # grey levels of 255
+
+
+def test_fewer_patches_than_codes_is_said_in_words() -> None:
+    images = ArrayImages(np.zeros((9, 1, 8, 8), np.uint8), np.zeros(9), class_names=None)
+    with pytest.raises(MarcliError, match=r"only 1 different patches for 4 codes: lower tokenizer.codebook_size"):
+        tokenizer_for(4).fit(images, seed=0)
+
+
+def test_a_saved_codebook_comes_back_with_its_fingerprint(tmp_path) -> None:
+    digits = open_digits(image_size=8, channels=1)
+    tokenizer = tokenizer_for(16)
+    tokenizer.fit(digits, seed=0)
+    tokenizer.save_weights(tmp_path)
+    again = tokenizer_for(16)
+    again.load_weights(tmp_path)
+    assert again.fingerprint == tokenizer.fingerprint
+    again.codebook[0, 0] += 1
+    assert again.fingerprint != tokenizer.fingerprint
