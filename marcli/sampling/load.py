@@ -26,6 +26,7 @@ from marcli.recipe.schema import Recipe
 from marcli.runtime.atomic import sha256_file
 from marcli.runtime.rundir import RunDir, newest_run
 from marcli.runtime.seeding import item_seed
+from marcli.runtime.skeleton import skeletons
 from marcli.sampling.system import System
 from marcli.tokenizer.base import Tokenizer
 from marcli.tokenizer.build import build_tokenizer
@@ -249,7 +250,7 @@ def choose(wanted: Weights, held: tuple[str, ...], found: Found) -> tuple[str, s
 
 def filled_model(recipe: Recipe, tensors: dict[str, Tensor], *, source: str) -> nn.Module:
     """Return the recipe's model with these weights; parameters are never drawn at random first."""
-    with torch.device("meta"):
+    with skeletons():
         model = build_model(recipe)
     if len(list(model.buffers())) > len(set(model.state_dict()) - set(dict(model.named_parameters()))):
         model = build_model(recipe)  # it computes buffers that no file holds
