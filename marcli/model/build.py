@@ -17,7 +17,7 @@ def build_model(recipe: Recipe) -> nn.Module:
     """Return the recipe's model with fresh weights; on the meta device when called under one."""
     match recipe.model.backbone:
         case recipes.DiTBackbone():
-            raise NotImplementedError("dit")
+            return build_dit(recipe)
         case recipes.MaskedBackbone() as backbone:
             mask_ratio = (backbone.mask_ratio_min, backbone.mask_ratio_std)
         case recipes.CausalBackbone():
@@ -77,3 +77,21 @@ def build_head(recipe: Recipe) -> Head:
             return CrossEntropyHead(codebook_size=recipe.latent.codebook_size, z_dim=z_dim)
         case recipes.L2Head():
             return L2Head(token_dim=recipe.token_dim, z_dim=z_dim)
+
+
+def build_dit(recipe: Recipe) -> nn.Module:
+    """The denoiser of the whole grid."""
+    from marcli.model.backbone.dit import DiT
+
+    backbone = recipe.model.backbone
+    return DiT(
+        channels=recipe.latent.channels,
+        size=recipe.latent.size,
+        patch_size=recipe.model.patch_size,
+        num_classes=recipe.data.num_classes,
+        width=backbone.width,
+        depth=backbone.depth,
+        heads=backbone.heads,
+        schedule=backbone.schedule,
+        label_drop=recipe.train.label_drop,
+    )

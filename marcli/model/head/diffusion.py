@@ -33,10 +33,10 @@ class DiffusionHead(Head):
     ) -> Float[Tensor, "batch hidden"]:
         """Squared error of the noise plus the variational bound, averaged over the draws of a token."""
         t, noise = draws["t"], draws["noise"]  # [batch, hidden, draws], [batch, hidden, draws, dim]
-        x0 = tokens.unsqueeze(2)
+        x0 = tokens.unsqueeze(2).expand_as(noise)
         x = diffuse(self.process, x0, t, noise)
         prediction = self.denoiser(x, t, z.unsqueeze(2)).float()
-        mse, vb = diffusion_loss(self.process, x0.expand_as(x), x, t, noise, prediction)
+        mse, vb = diffusion_loss(self.process, x0, x, t, noise, prediction)
         return (mse + vb).mean(2)
 
     def noise(

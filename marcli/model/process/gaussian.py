@@ -84,12 +84,12 @@ def cosine_betas() -> Float[Tensor, " steps"]:
 
     n = NUM_TIMESTEPS
     betas = [min(1.0 - alpha_bar((i + 1) / n) / alpha_bar(i / n), 0.999) for i in range(n)]
-    return torch.tensor(betas, dtype=torch.float64)
+    return torch.tensor(betas, dtype=torch.float64, device="cpu")
 
 
 def linear_betas() -> Float[Tensor, " steps"]:
     """Betas growing linearly from 1e-4 to 0.02 (DDPM, section 4)."""
-    return torch.linspace(1e-4, 0.02, NUM_TIMESTEPS, dtype=torch.float64)
+    return torch.linspace(1e-4, 0.02, NUM_TIMESTEPS, dtype=torch.float64, device="cpu")
 
 
 @lru_cache(maxsize=4)

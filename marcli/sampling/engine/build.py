@@ -24,4 +24,8 @@ def build_engine(
     if next(model.parameters()).dtype != dtype or next(model.parameters()).device != device:
         model = copy.deepcopy(model).to(device=device, dtype=dtype)
     model.eval().requires_grad_(False)
+    if system.recipe.model.backbone.kind == "dit":
+        from marcli.sampling.engine.dit import DiTEngine
+
+        return DiTEngine(model, system.recipe)
     return PlainEngine(model, system.recipe)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from marcli.model.autoregressive import AutoregressiveModel
 from marcli.recipe.schema import Recipe
+from marcli.sampling.confidence import reveal_by_confidence
 from marcli.sampling.engine.base import head_sampling, schedule_of, uses_cache
 from marcli.sampling.reveal import OnStep, reveal
 from marcli.sampling.tape import Tape, draw_tape
@@ -35,13 +36,15 @@ class PlainEngine:
     ) -> Shaped[Tensor, "batch channels side side"]:
         """Generate latents of these classes."""
         guided = self.recipe.sample.cfg > 1
-        return reveal(
-            self.model,
+        inputs = dict(
             condition=self.model.condition(labels),
             null=self.model.null_class.expand(len(labels), -1) if guided else None,
             tape=tape,
             schedule=self.schedule,
             settings=self.settings,
-            kv_cache=uses_cache(self.recipe),
             on_step=on_step,
         )
+        if self.recipe.order == "confidence":
+            temperature = self.recipe.sample.confidence_temperature
+            return reveal_by_confidence(self.model, confidence_temperature=temperature, **inputs)
+        return reveal(self.model, kv_cache=uses_cache(self.recipe), **inputs)
