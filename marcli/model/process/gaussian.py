@@ -116,7 +116,10 @@ def device_tables(process: GaussianProcess, device: torch.device) -> dict[str, T
 
 
 def diffuse(
-    process: GaussianProcess, x0: Float[Tensor, "*rows dim"], t: Int[Tensor, "*rows"], noise: Float[Tensor, "*rows dim"]
+    process: GaussianProcess,
+    x0: Float[Tensor, "*#rows dim"],
+    t: Int[Tensor, "*rows"],
+    noise: Float[Tensor, "*rows dim"],
 ) -> Float[Tensor, "*rows dim"]:
     """Draw x_t ~ q(x_t | x_0) with the given standard normal noise (DDPM, eq. 4)."""
     tables = process.on(x0.device)
