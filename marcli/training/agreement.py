@@ -1,0 +1,44 @@
+"""What the processes of a run must see alike: a stop request, the mean loss, the checkpoint to resume from.
+
+Stop votes travel between the hosts over gloo, beside the device's own traffic, so that no process waits for its GPU
+to learn of them.
+"""
+
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from marcli.runtime.accelerator import Processes
+
+T = TypeVar("T")
+
+
+class Agreement:
+    """Collectives over all processes; every method must be called by all of them, in the same order."""
+
+    def __init__(self, processes: Processes):
+        self.processes = processes
+        self.alone = processes.world_size == 1
+        self.hosts = None if self.alone else dist.new_group(backend="gloo")
+
+    def any(self, flag: bool) -> bool:
+        """Return whether `flag` is set in any process."""
+        if self.alone:
+            return flag
+        votes = torch.tensor(int(flag))
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.hosts)
+        return bool(votes)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of `value` over the processes, on the device."""
+        return value if self.alone else self.processes.accelerator.reduce(value, reduction="mean")
+
+    def share(self, value: T) -> T:
+        """Return the main process's `value`."""
+        if self.alone:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.hosts)
+        return box[0]

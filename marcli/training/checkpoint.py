@@ -1,0 +1,149 @@
+"""Checkpoints that are complete or not there: written aside, renamed, and read only when every hash agrees.
+
+    checkpoints/step-00001000/  model.safetensors  ema.safetensors  optimizer.safetensors  state.json  manifest.json
+
+A flipped bit in a safetensors payload loads without a word, so every sha256 is checked before anything is used.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from marcli.errors import MarcliError
+from marcli.runtime.atomic import PARTIAL, atomic_folder, sha256_file
+from marcli.training.ema import Ema
+
+PREFIX = "step-"
+MANIFEST = "manifest.json"
+FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training changes, and what a checkpoint therefore holds beside its state."""
+
+    model: nn.Module
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints under `folder`, oldest first."""
+    names = [entry.name.removeprefix(PREFIX) for entry in folder.glob(f"{PREFIX}*") if entry.is_dir()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of `step` lies."""
+    return folder / f"{PREFIX}{step:08d}"
+
+
+def save_checkpoint(folder: Path, trained: Trained, state: dict, *, keep: int) -> Path:
+    """Write the checkpoint of `state["step"]`, then drop all but the newest `keep`.
+
+    Raises MarcliError when it cannot be written; what was there before is then still there.
+    """
+    path = checkpoint_path(folder, state["step"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(path) as aside:
+            save_file(to_cpu(trained.model.state_dict()), aside / "model.safetensors")
+            save_file(to_cpu(trained.ema.state()), aside / "ema.safetensors")
+            save_file(to_cpu(optimizer_tensors(trained)), aside / "optimizer.safetensors")
+            (aside / "state.json").write_text(json.dumps(state, indent=1))
+            manifest = {name: sha256_file(aside / name) for name in FILES}
+            (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    except (OSError, SafetensorError) as error:
+        earlier = checkpoint_steps(folder)
+        kept = f"the checkpoint of step {earlier[-1]} is intact" if earlier else "there is no earlier checkpoint"
+        raise MarcliError(
+            f"could not write the checkpoint of step {state['step']} to {folder}: {error}; {kept}. "
+            "Free some space (or lower train.keep_checkpoints) and run the same command again to go on from there"
+        ) from error
+    for step in checkpoint_steps(folder)[:-keep]:
+        remove_checkpoint(checkpoint_path(folder, step))
+    return path
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint; killed half-way it no longer counts as one."""
+    doomed = path.with_name(f".{path.name}{PARTIAL}old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with the checkpoint at `path`, or None when every file is what was written."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        expected = {name: manifest[name] for name in FILES}
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is missing or unreadable"
+    for name, digest in expected.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if sha256_file(path / name) != digest:
+            return f"{name} is not what was written (its sha256 differs)"
+    return None
+
+
+def newest_checkpoint(folder: Path, announce: Callable[[str], None]) -> Path | None:
+    """Return the newest sound checkpoint, None when there is none at all.
+
+    Damaged ones are announced and set aside as `damaged-step-...`; raises MarcliError when only damaged ones are left.
+    """
+    broken = []
+    for step in reversed(checkpoint_steps(folder)):
+        path = checkpoint_path(folder, step)
+        problem = damage(path)
+        if problem is None:
+            for bad in broken:
+                aside = bad.with_name(f"damaged-{bad.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                bad.rename(aside)
+            return path
+        announce(f"The checkpoint {path} is damaged: {problem}; using the one before it.")
+        broken.append(path)
+    if broken:
+        raise MarcliError(
+            f"no sound checkpoint is left in {folder}: every one of {len(broken)} is damaged. "
+            "Restore one from a copy, or delete that folder to train from the start"
+        )
+    return None
+
+
+def load_checkpoint(path: Path, trained: Trained) -> dict:
+    """Set weights, average and optimizer to those at `path` (verified before); return its state."""
+    device = str(trained.ema.averages[0].device)
+    trained.model.load_state_dict(load_file(path / "model.safetensors", device=device))
+    trained.ema.load(load_file(path / "ema.safetensors", device=device))
+    tensors = load_file(path / "optimizer.safetensors", device=device)
+    for name, parameter in trained.model.named_parameters():
+        prefix = f"{name}/"
+        slots = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if slots:
+            trained.optimizer.state[parameter] = slots
+    return json.loads((path / "state.json").read_text())
+
+
+def optimizer_tensors(trained: Trained) -> dict[str, Tensor]:
+    """Return the optimizer's state as `<parameter>/<slot>`."""
+    states = trained.optimizer.state
+    return {
+        f"{name}/{slot}": value
+        for name, parameter in trained.model.named_parameters()
+        for slot, value in states.get(parameter, {}).items()
+    }
+
+
+def to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous copies in main memory, as safetensors wants them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

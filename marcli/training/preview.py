@@ -1,0 +1,61 @@
+"""Grids of samples while training: the same seeds every time, from the raw and from the averaged weights."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from marcli.model.build import build_model
+from marcli.sampling.album import write_grid
+from marcli.sampling.engine.build import build_engine
+from marcli.sampling.generate import generate, micro_batches
+from marcli.sampling.system import System
+from marcli.training.setup import Job
+
+SEED = 0
+COLUMNS = 10
+
+
+def write_previews(job: Job, *, step: int) -> None:
+    """Write samples/step-XXXXXXXX-raw.png and -ema.png; nothing of the training changes."""
+    write_pictures(job, "raw", job.run.samples / f"step-{step:08d}-raw.png")
+    write_pictures(job, "ema", job.run.samples / f"step-{step:08d}-ema.png")
+
+
+def write_final_grids(job: Job) -> None:
+    """Write samples/grid.png from the averaged weights and samples/grid-raw.png from the raw ones."""
+    write_pictures(job, "ema", job.run.samples / "grid.png")
+    write_pictures(job, "raw", job.run.samples / "grid-raw.png")
+
+
+def write_pictures(job: Job, weights: Literal["ema", "raw"], path: Path) -> None:
+    """Sample the recipe's `sample.num` pictures, one class after the other, and write them as one grid."""
+    sample = job.recipe.sample
+    engine = build_engine(
+        current_system(job, weights), name="auto", device=job.processes.device, precision=job.processes.precision
+    )
+    batches = micro_batches(start=0, stop=sample.num, batch_size=sample.batch_size, rank=0, world_size=1)
+    classes = range(job.recipe.data.num_classes)
+    pictures = generate(engine, job.tokenizer, classes=classes, seed=SEED, batches=batches)
+    images = torch.cat([part.images for part in pictures])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_grid(images, path, columns=min(COLUMNS, sample.num))
+
+
+def current_system(job: Job, weights: Literal["ema", "raw"]) -> System:
+    """Return the run as it stands; its model shares the storage of the weights and is a module of its own."""
+    state = job.model.state_dict()
+    if weights == "ema":
+        state |= job.trained.ema.state()
+    with torch.device("meta"):
+        model = build_model(job.recipe)
+    model.load_state_dict(state, assign=True)
+    return System(
+        name=job.recipe.name,
+        recipe=job.recipe,
+        model=model,
+        tokenizer=job.tokenizer,
+        weights=weights,
+        weights_sha256=None,
+        note=None,
+    )

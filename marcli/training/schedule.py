@@ -1,0 +1,43 @@
+"""How long to train and how fast: plain numbers of the step, without state.
+
+Steps are counted from 0 (the number of optimizer steps already taken), so no step is spent at a rate of zero.
+"""
+
+import math
+
+from marcli.errors import UsageError
+from marcli.recipe.train import Train
+
+
+def total_steps(train: Train, *, num_images: int) -> int:
+    """Return the optimizer steps of a whole run over `num_images` training images."""
+    if train.steps is not None:
+        return train.steps
+    return max(1, math.ceil(train.epochs * num_images / train.batch_size))
+
+
+def warmup_steps(train: Train, *, num_images: int) -> int:
+    """Return the optimizer steps of the linear warm-up; raises UsageError when they exceed the run."""
+    if train.warmup_epochs is not None:
+        steps = math.ceil(train.warmup_epochs * num_images / train.batch_size)
+    else:
+        steps = train.warmup_steps or 0
+    total = total_steps(train, num_images=num_images)
+    if steps > total:
+        raise UsageError(
+            f"the warm-up takes {steps} steps, but the whole run has {total}: "
+            "lower train.warmup_steps (or train.warmup_epochs), or train longer"
+        )
+    return steps
+
+
+def learning_rate(train: Train, step: int, *, warmup: int, total: int) -> float:
+    """Return the learning rate of the step that follows `step` finished ones.
+
+    Linear from `lr / warmup` to `lr`, then constant, or a half cosine that would reach 0 at `total`.
+    """
+    if step < warmup:
+        return train.lr * (step + 1) / warmup
+    if train.lr_schedule == "constant":
+        return train.lr
+    return train.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))

@@ -1,0 +1,166 @@
+"""From a recipe and a folder to everything the loop needs, whether the run is new or resumed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from marcli.data.images import open_images
+from marcli.data.source import ImageSource, Source
+from marcli.errors import UsageError
+from marcli.model.build import build_model
+from marcli.recipe.reader import write_recipe
+from marcli.recipe.schema import Recipe
+from marcli.runtime.accelerator import Processes
+from marcli.runtime.atomic import atomic_folder
+from marcli.runtime.rundir import RunDir
+from marcli.runtime.seeding import item_seed
+from marcli.tokenizer.base import Tokenizer
+from marcli.tokenizer.build import build_tokenizer, prepare_tokenizer, save_tokenizer
+from marcli.training.agreement import Agreement
+from marcli.training.blocks import checkpoint_activations, compile_blocks
+from marcli.training.checkpoint import Trained, load_checkpoint, newest_checkpoint
+from marcli.training.ema import Ema
+from marcli.training.feed import Batch, Feed
+from marcli.training.metrics_log import Window
+from marcli.training.optim import build_optimizer
+from marcli.training.resume import check_same_recipe
+from marcli.training.schedule import total_steps, warmup_steps
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run, ready to go on from `first_step`."""
+
+    recipe: Recipe
+    run: RunDir
+    processes: Processes
+    agreement: Agreement
+    source: Source
+    tokenizer: Tokenizer
+    model: nn.Module
+    forward: nn.Module  # the model behind autocast and gradient averaging
+    trained: Trained
+    feed: Feed
+    total: int
+    warmup: int
+    first_step: int
+    open_window: list[dict]
+
+    def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return latents, labels and draws of `batch` on the device, without waiting for the copies."""
+        device = self.processes.device
+        images, noise = move(batch.images, device), None if batch.noise is None else move(batch.noise, device)
+        with torch.no_grad():
+            rows = images if self.source.is_latents else self.tokenizer.encode(images)
+            latents = self.tokenizer.sample(rows, noise)
+        return latents, move(batch.labels, device), {name: move(draw, device) for name, draw in batch.draws.items()}
+
+    def state(self, step: int, window: Window) -> dict:
+        """Return what a checkpoint holds beside tensors."""
+        return {
+            "step": step,
+            "window": window.state(),
+            "data_fingerprint": self.source.fingerprint,
+            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            "world_size": self.processes.world_size,
+        }
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to `device`; from pinned memory, so that the host goes on, where there is such a thing."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callable[[str], None]) -> Job:
+    """Build everything and resume from the newest sound checkpoint; the caller holds the run's lock.
+
+    Raises UsageError when the run in that folder was started with another recipe or other images.
+    """
+    check_shares(recipe, processes.world_size)
+    if processes.is_main:
+        if run.recipe_path.exists():
+            check_same_recipe(recipe, run.recipe_path)
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_recipe(recipe, run.recipe_path)
+    source = ImageSource(open_images(recipe.data))
+    tokenizer = settle_tokenizer(recipe, run, source, processes)
+    total = total_steps(recipe.train, num_images=source.num_images)
+
+    torch.manual_seed(item_seed("weights", recipe.train.seed))
+    model = build_model(recipe).to(processes.device).train()
+    trained = Trained(
+        model=model, ema=Ema(model, decay=recipe.train.ema_decay), optimizer=build_optimizer(model, recipe.train)
+    )
+    agreement = Agreement(processes)
+    state = resume(run, trained, source, agreement, announce)
+    if state["step"] > total:
+        raise UsageError(f"the run in {run.path} has already taken {state['step']} steps, more than {total}")
+    if recipe.train.activation_checkpointing:
+        checkpoint_activations(model)
+    if recipe.train.compile:
+        compile_blocks(model)
+    return Job(
+        recipe=recipe,
+        run=run,
+        processes=processes,
+        agreement=agreement,
+        source=source,
+        tokenizer=tokenizer,
+        model=model,
+        forward=processes.accelerator.prepare(model),
+        trained=trained,
+        feed=Feed(
+            recipe,
+            source=source,
+            tokenizer=tokenizer,
+            model=model,
+            rank=processes.rank,
+            world_size=processes.world_size,
+        ),
+        total=total,
+        warmup=warmup_steps(recipe.train, num_images=source.num_images),
+        first_step=state["step"],
+        open_window=state["window"],
+    )
+
+
+def check_shares(recipe: Recipe, world_size: int) -> None:
+    """Raise UsageError when the global batch cannot be shared equally."""
+    if recipe.train.batch_size % world_size:
+        raise UsageError(
+            f"train.batch_size {recipe.train.batch_size} cannot be shared by {world_size} processes: "
+            "choose a multiple, or another number of processes"
+        )
+
+
+def settle_tokenizer(recipe: Recipe, run: RunDir, source: ImageSource, processes: Processes) -> Tokenizer:
+    """Return the run's tokenizer; the main process makes it once, with its measured scale, and all read it."""
+    if processes.is_main and not run.tokenizer_path.exists():
+        made = prepare_tokenizer(recipe, source.images, device=processes.device)
+        with atomic_folder(run.tokenizer_path) as aside:
+            save_tokenizer(made, aside, recipe=recipe)
+    processes.wait()
+    return build_tokenizer(recipe, folder=run.tokenizer_path).to(processes.device)
+
+
+def resume(
+    run: RunDir, trained: Trained, source: Source, agreement: Agreement, announce: Callable[[str], None]
+) -> dict:
+    """Load the newest sound checkpoint that the main process finds; return its state, or that of a new run."""
+    path: Path | None = newest_checkpoint(run.checkpoints, announce) if agreement.processes.is_main else None
+    path = agreement.share(path)
+    if path is None:
+        return {"step": 0, "window": []}
+    state = load_checkpoint(path, trained)
+    if state["data_fingerprint"] != source.fingerprint:
+        raise UsageError(
+            f"the run in {run.path} was trained on other images than those at data.path now: "
+            "give it the old images back, or train in another folder (--out)"
+        )
+    announce(f"Resuming {run.path} after step {state['step']}.")
+    return state
