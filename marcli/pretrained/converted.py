@@ -24,16 +24,21 @@ from marcli.runtime.user_cache import user_cache
 log = logging.getLogger("marcli")
 
 VERSION = 1
+UNGUIDED = {name: official_mar.UNGUIDED for name in official_mar.SHIPPED}
 RECORD = "record.json"
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted file, the shipped recipe it belongs to, and the overrides that make the recipe the file's own."""
+    """A converted file, the shipped recipe it belongs to, and the overrides that make the recipe the file's own.
+
+    `unguided` are further overrides for sampling without guidance, as its authors do.
+    """
 
     weights: Path
     recipe: str
     overrides: tuple[str, ...]
+    unguided: tuple[str, ...]
     sets: tuple[str, ...]
     source: str
     source_sha256: str
@@ -54,11 +59,12 @@ def convert_once(source: Path) -> Converted:
     tensors, recipe, overrides = convert(source)
     check_finite(tensors, source=str(source))
     with atomic_folder(folder) as aside:
-        save_file(tensors, aside / "weights.safetensors", metadata={"source sha256": sha256, "recipe": recipe})
+        save_file(separate(tensors), aside / "weights.safetensors", metadata={"source sha256": sha256})
         converted = Converted(
             weights=folder / "weights.safetensors",
             recipe=recipe,
             overrides=overrides,
+            unguided=UNGUIDED.get(recipe, ()),
             sets=tuple(sorted({name.split(".")[0] for name in tensors})),
             source=str(source.resolve()),
             source_sha256=sha256,
@@ -72,7 +78,7 @@ def kept_conversion(folder: Path) -> Converted | None:
     """Return the conversion in `folder` when it is there and its bytes are those that were written."""
     try:
         record = json.loads((folder / RECORD).read_text())
-        sequences = {name: tuple(record[name]) for name in ("overrides", "sets")}
+        sequences = {name: tuple(record[name]) for name in ("overrides", "unguided", "sets")}
         kept = Converted(**{**record, **sequences, "weights": folder / record["weights"]})
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -103,18 +109,24 @@ def convert_mar(content: Mapping, source: Path) -> tuple[dict[str, Tensor], str,
     names = {"raw": "model", "ema": "model_ema"} if "model" in content else {"raw": "the file"}
     converted: dict[str, Tensor] = {}
     for kind, tensors in sets.items():
-        where = f"{source} ({names[kind]})"
-        architecture = official_mar.recognise(tensors, source=where)
-        # a file may hold views of one storage, which safetensors refuses
-        converted |= {f"{kind}.{official_mar.our_name(name)}": own(value) for name, value in tensors.items()}
+        architecture = official_mar.recognise(tensors, source=f"{source} ({names[kind]})")
+        converted |= {f"{kind}.{official_mar.our_name(name)}": value for name, value in tensors.items()}
     recipe, overrides = official_mar.recipe_of(architecture, content.get("args"))
     return converted, recipe, overrides
 
 
-def own(tensor: Tensor) -> Tensor:
-    """Return `tensor` itself when it fills its storage, else a copy that does."""
-    fills = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor.detach() if fills else tensor.detach().clone(memory_format=torch.contiguous_format)
+def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the same values, each filling a storage of its own, as safetensors wants them."""
+    seen: set[int] = set()
+    separated = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        fills = tensor.is_contiguous() and storage.nbytes() == tensor.numel() * tensor.element_size()
+        if not fills or storage.data_ptr() in seen:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        seen.add(storage.data_ptr())
+        separated[name] = tensor.detach()
+    return separated
 
 
 def check_finite(tensors: Mapping[str, Tensor], *, source: str) -> None:

@@ -20,6 +20,8 @@ MLP_RATIO = 4
 NUM_FREQUENCIES = 256
 HEADS = {768: 12, 1024: 16, 1280: 16}
 STRIDES = {16: "kl16", 8: "kl8"}
+SAMPLE_STEPS = 64
+UNGUIDED = ("sample.temperature=0.95",)
 
 # their name -> ours; block numbers stay where the pattern has them
 RENAMES = (
@@ -195,6 +197,7 @@ def recipe_of(architecture: Architecture, args: object) -> tuple[str, tuple[str,
         f"tokenizer.kind={STRIDES[stride]}",
         f"model.patch_size={patch}",
         f"data.image_size={math.isqrt(architecture.num_tokens) * patch * stride}",
+        f"sample.steps={min(SAMPLE_STEPS, architecture.num_tokens)}",
     ]
     return name, tuple(overrides)
 

@@ -151,7 +151,7 @@ def find_weights_file(path: Path, overrides: Sequence[str]) -> Found:
     beside = path.with_name("recipe.yaml")
     if beside.is_file():
         recipe = read_recipe(beside, overrides)
-    elif (text := metadata_of(path).get("recipe_text")) is not None:
+    elif (text := recipe_inside(path)) is not None:
         recipe = recipe_from_text(text, where=f"the recipe inside {path}", overrides=overrides)
     else:
         raise MarcliError(f"{path} does not say its recipe: put the run's recipe.yaml beside it.")
@@ -169,9 +169,13 @@ def find_weights_file(path: Path, overrides: Sequence[str]) -> Found:
 def find_published(name: str, path: Path, overrides: Sequence[str], *, note: str | None) -> Found:
     """A published file: converted once, its recipe is the shipped one."""
     converted = convert_once(path)
+    shipped = shipped_recipe(converted.recipe)
+    recipe = read_recipe(shipped, [*converted.overrides, *overrides])
+    if recipe.sample.cfg == 1:  # the authors sample differently without guidance; what the user says goes first
+        recipe = read_recipe(shipped, [*converted.overrides, *converted.unguided, *overrides])
     return Found(
         name=name,
-        recipe=read_recipe(shipped_recipe(converted.recipe), [*converted.overrides, *overrides]),
+        recipe=recipe,
         weights=converted.weights,
         weights_sha256=converted.source_sha256,
         tokenizer=None,
@@ -217,9 +221,14 @@ def sets_of(path: Path) -> tuple[str, ...]:
     return tuple(each for each in ("ema", "raw") if each in prefixes) if prefixes <= {"ema", "raw"} else ()
 
 
-def metadata_of(path: Path) -> dict[str, str]:
+def recipe_inside(path: Path) -> str | None:
+    """Return the recipe that training wrote into a weights file, as YAML; None where there is none."""
     with opened(path) as file:
-        return dict(file.metadata() or {})
+        written = (file.metadata() or {}).get("marcli", "{}")
+    try:
+        return json.loads(written).get("recipe_text")
+    except (ValueError, AttributeError):
+        return None
 
 
 def read_set(path: Path, kind: str) -> dict[str, Tensor]:

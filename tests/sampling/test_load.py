@@ -39,7 +39,9 @@ def make_run(folder: Path, recipe: Recipe, *, scale: float = 2.0) -> Path:
     raw = build_model(recipe).state_dict()
     tensors = {f"raw.{name}": value for name, value in raw.items()}
     tensors |= {f"ema.{name}": value + 0.25 for name, value in raw.items()}
-    save_file(tensors, folder / "weights.safetensors", metadata={"recipe_text": recipe_text(recipe)})
+    save_file(
+        tensors, folder / "weights.safetensors", metadata={"marcli": json.dumps({"recipe_text": recipe_text(recipe)})}
+    )
     tokenizer = build_tokenizer(recipe, folder=None)
     tokenizer.scale = scale
     save_tokenizer(tokenizer, folder / "tokenizer", recipe=recipe)
@@ -82,7 +84,7 @@ def test_a_weights_file_alone_says_its_architecture_but_not_a_measured_scale(tmp
         load_system(str(alone), weights="ema", overrides=[])
     (run / "tokenizer").rename(tmp_path / "alone" / "tokenizer")
     assert load_system(str(alone), weights="ema", overrides=[]).recipe == recipe
-    save_file(load_file(alone), alone)
+    save_file(load_file(alone), alone)  # without the recipe
     with pytest.raises(MarcliError, match="does not say its recipe"):
         load_system(str(alone), weights="ema", overrides=[])
 
