@@ -41,5 +41,5 @@ def count_parameters(recipe: Recipe) -> dict[str, int]:
         model = build_model(recipe)
     counts = {"total": sum(parameter.numel() for parameter in model.parameters())}
     if recipe.model.head is not None:
-        counts["head"] = sum(parameter.numel() for parameter in model.head_parameters())
+        counts["head"] = sum(parameter.numel() for parameter in model.head.parameters())
     return counts

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from marcli.model.head.base import Draws
 from marcli.model.process.gaussian import diffuse, full_process
 from marcli.model.process.losses import diffusion_loss
 
@@ -56,7 +55,7 @@ class DiT(nn.Module):
         """No token is ever known beforehand."""
         return 0
 
-    def draw(self, generator: Generator, num_known: int) -> Draws:
+    def draw(self, generator: Generator, num_known: int) -> dict[str, Tensor]:
         """All randomness of one training image: whether its label is dropped, its timestep and noise."""
         return {
             "dropped": torch.rand((), generator=generator) < self.label_drop,
@@ -68,7 +67,7 @@ class DiT(nn.Module):
         self,
         latents: Float[Tensor, "batch channels side side"],
         labels: Int[Tensor, " batch"],
-        draws: Draws,
+        draws: dict[str, Tensor],
         num_known: int,
     ) -> Float[Tensor, "batch places"]:
         """Squared error of the noise plus the variational bound, one value per place of the grid."""
@@ -80,7 +79,7 @@ class DiT(nn.Module):
         mse, vb = diffusion_loss(self.process, x0, x, t, noise, prediction)
         return mse + vb
 
-    def forward(self, latents: Tensor, labels: Tensor, draws: Draws, num_known: int) -> Tensor:
+    def forward(self, latents: Tensor, labels: Tensor, draws: dict[str, Tensor], num_known: int) -> Tensor:
         """The loss; what data-parallel wrappers call."""
         return self.loss(latents, labels, draws, num_known)
 
