@@ -26,6 +26,9 @@ NumProcesses = Annotated[int, typer.Option("--processes", min=1, help="Processes
 Precision = Annotated[
     Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic; auto: bf16 where the GPU has it, else fp32.")
 ]
+Engine = Annotated[
+    Literal["auto", "plain", "fast"], typer.Option(help="How to run the same computation; auto: the fastest exact way.")
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only print the resolved recipe, parameter counts and where things go.")
 ]

@@ -48,6 +48,10 @@ class AutoregressiveModel(nn.Module):
         self.backbone = backbone
         self.head = head
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the head, which are never decayed."""
+        return list(self.head.parameters())
+
     def num_known(self, generator: Generator) -> int:
         """Tokens known in one training step; drawn once for the whole global batch."""
         if self.mask_ratio is None:

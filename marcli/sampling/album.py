@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from numpy.lib import format as npy
 from PIL import Image
@@ -68,8 +69,8 @@ def write_png(image: UInt8[Tensor, "channels height width"], path: Path) -> None
         to_pil(image).save(partial, format="PNG")
 
 
-def write_grid(images: UInt8[Tensor, "batch channels height width"], path: Path, *, columns: int) -> None:
-    """Write pictures side by side; small ones are enlarged so that a grid can be looked at."""
+def grid_image(images: UInt8[Tensor, "batch channels height width"], *, columns: int) -> Image.Image:
+    """Pictures side by side; small ones are enlarged so that they can be looked at."""
     count, channels, height, width = images.shape
     rows, gap = -(-count // columns), 1 if height < 64 else 2
     canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, dtype=np.uint8)
@@ -78,14 +79,24 @@ def write_grid(images: UInt8[Tensor, "batch channels height width"], path: Path,
         canvas[top : top + height, left : left + width] = image
     factor = max(1, min(8, 800 // canvas.shape[1]))
     canvas = canvas.repeat(factor, axis=0).repeat(factor, axis=1)
+    return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+
+
+def write_grid(images: UInt8[Tensor, "batch channels height width"], path: Path, *, columns: int) -> None:
+    """Write a grid as PNG."""
     with atomic_file(path) as partial:
-        Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas).save(partial, format="PNG")
+        grid_image(images, columns=columns).save(partial, format="PNG")
 
 
 def read_pictures(folder: Path, indices: Sequence[int]) -> UInt8[np.ndarray, "batch height width channels"]:
     """Read back written pictures."""
     arrays = [np.asarray(Image.open(picture_path(folder, index))) for index in indices]
     return np.stack([array if array.ndim == 3 else array[:, :, None] for array in arrays])
+
+
+def read_grid_pictures(folder: Path, num: int) -> UInt8[Tensor, "batch channels height width"]:
+    """The first pictures of a folder of `num`, as many as a grid shows."""
+    return torch.from_numpy(read_pictures(folder, range(min(num, GRID_PICTURES)))).permute(0, 3, 1, 2)
 
 
 def write_npz(folder: Path, labels: Sequence[int], path: Path) -> None:

@@ -7,6 +7,8 @@ from torch import nn
 
 from marcli.model.build import build_model
 from marcli.recipe.schema import Recipe
+from marcli.sampling.system import System
+from marcli.tokenizer.build import build_tokenizer
 
 BACKBONES = {
     "masked": {"kind": "masked", "width": 32, "encoder_depth": 2, "decoder_depth": 2, "heads": 2, "buffer_size": 4},
@@ -78,3 +80,8 @@ def draws(of: nn.Module, batch: int, num_known: int, seed: int = 2) -> dict[str,
     generator = torch.Generator().manual_seed(seed)
     each = [of.draw(generator, num_known) for _ in range(batch)]
     return {name: torch.stack([draw[name] for draw in each]) for name in each[0]}
+
+
+def system(of: Recipe, weights: nn.Module | None = None) -> System:
+    """A system around the recipe's model, or around `weights`."""
+    return System("tiny", of, weights or model(of), build_tokenizer(of, folder=None), "raw", None, None)

@@ -51,6 +51,10 @@ class DiT(nn.Module):
         share_embedding(self.transformer)
         initialize(self.transformer)
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        """A DiT has no head."""
+        return []
+
     def num_known(self, generator: Generator) -> int:
         """No token is ever known beforehand."""
         return 0

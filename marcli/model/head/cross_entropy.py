@@ -41,10 +41,10 @@ class CrossEntropyHead(Head):
         z: Float[Tensor, "batch wanted z_dim"],
         z_null: Float[Tensor, "batch wanted z_dim"] | None,
         guidance: float,
-        noise: Float[Tensor, "batch wanted 1 2"],
+        noise: Float[Tensor, "batch wanted steps 2"],
         settings: HeadSampling,
     ) -> Int[Tensor, "batch wanted 1"]:
-        """Draw codes by inverting the cumulative distribution."""
+        """Draw codes by inverting the cumulative distribution; each token is drawn once, with its first uniform."""
         return pick(self.log_probs(z, z_null, guidance, settings), noise[:, :, 0, 0])
 
     def log_probs(

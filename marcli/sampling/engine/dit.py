@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from marcli.model.backbone.dit import DiT
+from marcli.model.order import raster_order
 from marcli.model.process.gaussian import reverse_sample
 from marcli.recipe.schema import Recipe
 from marcli.sampling.engine.base import head_sampling
@@ -32,7 +33,7 @@ class DiTEngine:
         """Starting noise, then one draw per reverse step, for every place of the grid."""
         shape = (self.model.size**2, len(self.process) + 1, self.model.channels)
         noise = [torch.randn(shape, generator=picture_generator(seed, index)) for index in indices]
-        return Tape(torch.empty(len(indices), 0, dtype=torch.int64), torch.stack(noise))
+        return Tape(raster_order(self.model.size**2).expand(len(indices), -1), torch.stack(noise))
 
     @torch.inference_mode()
     def latents(

@@ -1,0 +1,112 @@
+"""A trained system to a folder of pictures: what `marcli sample` does."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from marcli import __version__
+from marcli.errors import StoppedError, UsageError
+from marcli.recipe.schema import Recipe
+from marcli.runtime.accelerator import Processes
+from marcli.runtime.progress import Progress
+from marcli.runtime.stop import StopRequest
+from marcli.sampling.album import GRID_PICTURES, Album, read_grid_pictures, write_grid, write_npz, write_record
+from marcli.sampling.animation import Animation
+from marcli.sampling.engine.base import Engine
+from marcli.sampling.generate import class_of, generate, micro_batches
+from marcli.sampling.system import System
+
+
+def sample(
+    system: System,
+    engine: Engine,
+    processes: Processes,
+    *,
+    out: Path,
+    num: int,
+    seed: int,
+    classes: Sequence[int],
+    batch_size: int,
+    npz: bool,
+    animate: bool,
+) -> dict[str, Any]:
+    """Generate pictures 0..num-1 of `seed` and write PNGs, grid.png and samples.json; return that record.
+
+    All processes call it; each writes the pictures of its micro-batches. Raises StoppedError after TERM, INT or
+    USR1, with whole pictures on disk and no samples.json.
+    """
+    batches = micro_batches(
+        start=0, stop=num, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size
+    )
+    system.tokenizer.to(engine.device)
+    animation = Animation(system, out / "animation.gif") if animate and processes.is_main else None
+    shown = Progress(title="sample", total=sum(map(len, batches)), unit="pictures", shown=processes.is_main)
+    with StopRequest() as stop, Album(out) as album, shown as progress:
+        for number, batch in enumerate(batches):
+            watch = animation.watch if animation and number == 0 else None
+            drawn = generate(engine, system.tokenizer, classes=classes, seed=seed, batches=[batch], on_step=watch)
+            for pictures in drawn:
+                album.add(pictures)
+            progress.advance(len(batch))
+            if stop.requested:
+                raise StoppedError(f"Stopped after {progress.done} pictures in {out}; the same command makes the rest")
+    processes.wait()
+    labels = [class_of(index, classes) for index in range(num)]
+    record = sample_record(system, engine, labels, seed=seed, batch_size=batch_size)
+    if processes.is_main:
+        if animation is not None:
+            animation.write()
+        write_grid(read_grid_pictures(out, num), out / "grid.png", columns=grid_columns(num))
+        if npz:
+            write_npz(out, labels, out / "samples.npz")
+        write_record(record, out / "samples.json")
+    return record
+
+
+def grid_columns(num: int) -> int:
+    """Columns of a grid: ten for the usual multiple of ten classes, else as square as it gets."""
+    shown = min(num, GRID_PICTURES)
+    return 10 if shown % 10 == 0 else max(1, round(shown**0.5))
+
+
+def sample_record(
+    system: System, engine: Engine, labels: Sequence[int], *, seed: int, batch_size: int
+) -> dict[str, Any]:
+    """Everything that decides the pictures, and one record per picture."""
+    return {
+        "system": system.name,
+        "weights": system.weights,
+        "weights_sha256": system.weights_sha256,
+        "note": system.note,
+        "marcli": __version__,
+        "engine": engine.name,
+        "seed": seed,
+        "batch_size": batch_size,
+        "steps": system.recipe.sampling_steps,
+        "settings": system.recipe.sample.model_dump(mode="json"),
+        "images": [{"index": i, "seed": seed, "class": label} for i, label in enumerate(labels)],
+    }
+
+
+def chosen_classes(text: str, recipe: Recipe) -> list[int]:
+    """Parse `--classes`: numbers such as 207,360, or 'all'; raises UsageError outside 0..num_classes-1."""
+    count = recipe.data.num_classes
+    if text == "all":
+        return list(range(count))
+    try:
+        classes = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--classes is {text!r}: give class numbers such as 207,360, or all") from None
+    wrong = [number for number in classes if not 0 <= number < count]
+    if wrong:
+        raise UsageError(f"--classes names {wrong[0]}, but this model has classes 0 to {count - 1}")
+    return classes
+
+
+def default_folder(system: System, *, seed: int) -> Path:
+    """Where pictures go unless told otherwise: in the run, else under samples/; the name tells the settings."""
+    s = system.recipe.sample
+    steps = f"steps{system.recipe.sampling_steps}-" if system.recipe.sampling_steps else ""
+    name = f"{system.weights}-{steps}diffusion{s.diffusion_steps}-cfg{s.cfg:g}-t{s.temperature:g}-seed{seed}"
+    run = Path(system.name)
+    return run / "samples" / name if run.is_dir() else Path("samples") / system.recipe.name / name

@@ -1,0 +1,91 @@
+"""Randomness belongs to the picture: its index and seed decide it, nothing else."""
+
+import pytest
+import torch
+
+from marcli.sampling.engine.build import build_engine
+from marcli.sampling.generate import generate, micro_batches
+from tests.model import tiny
+
+CPU = torch.device("cpu")
+
+
+def latents_of(recipe, indices, *, batch_size, seed=7):
+    """Latents of these pictures, generated `batch_size` at a time."""
+    engine = build_engine(tiny.system(recipe), name="plain", device=CPU, precision="fp32")
+    parts = []
+    for start in range(0, len(indices), batch_size):
+        batch = indices[start : start + batch_size]
+        labels = torch.tensor([index % 10 for index in batch])
+        parts.append(engine.latents(labels=labels, tape=engine.draw_tape(seed=seed, indices=batch), on_step=None))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("combination", tiny.COMBINATIONS, ids=lambda c: "-".join(str(part) for part in c))
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+def test_same_picture_at_any_batch_size_and_in_any_company(combination, cfg):
+    recipe = tiny.recipe(*combination, cfg=cfg)
+    whole = latents_of(recipe, list(range(6)), batch_size=6)
+    for indices, batch_size in ((list(range(6)), 1), ([5, 2], 2), ([3], 1)):
+        other = latents_of(recipe, indices, batch_size=batch_size)
+        assert (other - whole[indices]).abs().max() <= 1e-4 * whole.abs().max()
+    if combination[2] == "cross_entropy":
+        assert len(whole.flatten(1).unique(dim=0)) == 6
+
+
+def test_another_seed_is_another_picture():
+    recipe = tiny.recipe("masked", "random", "diffusion")
+    assert not torch.allclose(
+        latents_of(recipe, [0], batch_size=1, seed=1), latents_of(recipe, [0], batch_size=1, seed=2)
+    )
+
+
+def test_guidance_changes_pictures_and_cfg_one_needs_no_second_half():
+    recipe = tiny.recipe("masked", "random", "diffusion", cfg=1.0)
+    guided = tiny.recipe("masked", "random", "diffusion", cfg=3.0)
+    calls = []
+    model = tiny.model(recipe)
+    model.backbone.encoder_norm.register_forward_hook(lambda m, inputs, out: calls.append(len(out)))
+    for each in (recipe, guided):
+        engine = build_engine(tiny.system(each, model), name="plain", device=CPU, precision="fp32")
+        engine.latents(labels=torch.tensor([1, 2]), tape=engine.draw_tape(seed=0, indices=[0, 1]), on_step=None)
+    assert calls == [2] * 6 + [4] * 6
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_share_the_micro_batches_of_one_process(world_size):
+    everything = [list(b) for b in micro_batches(start=0, stop=23, batch_size=4, rank=0, world_size=1)]
+    assert sum(everything, []) == list(range(23))
+    shares = [
+        [list(b) for b in micro_batches(start=0, stop=23, batch_size=4, rank=rank, world_size=world_size)]
+        for rank in range(world_size)
+    ]
+    assert sorted(sum(shares, [])) == everything
+
+
+def test_micro_batches_start_at_multiples_whatever_is_asked_for():
+    batches = [list(b) for b in micro_batches(start=6, stop=13, batch_size=4, rank=0, world_size=1)]
+    assert batches == [[6, 7], [8, 9, 10, 11], [12]]
+
+
+def test_generate_yields_decoded_pictures_with_classes_in_turn():
+    recipe = tiny.recipe("masked", "random", "diffusion")
+    system = tiny.system(recipe)
+    engine = build_engine(system, name="plain", device=CPU, precision="fp32")
+    [pictures] = generate(engine, system.tokenizer, classes=[3, 8], seed=0, batches=[range(3, 6)])
+    assert pictures.indices == [3, 4, 5] and pictures.labels == [8, 3, 8]
+    assert pictures.images.shape == (3, 1, 8, 8) and pictures.images.dtype == torch.uint8
+
+
+def test_bf16_stays_close_to_fp32():
+    recipe = tiny.recipe("masked", "random", "diffusion", cfg=2.0)
+    system = tiny.system(recipe)
+    results = []
+    for precision in ("fp32", "bf16"):
+        engine = build_engine(system, name="plain", device=CPU, precision=precision)
+        tape = engine.draw_tape(seed=0, indices=range(4))
+        results.append(engine.latents(labels=torch.arange(4), tape=tape, on_step=None))
+    assert results[1].dtype == torch.float32
+    error = (results[0] - results[1]).abs().mean() / results[0].abs().mean()
+    assert 0 < error < 0.1
+    assert next(system.model.parameters()).dtype == torch.float32
