@@ -1,13 +1,26 @@
 """`marcli train`."""
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from marcli.cli.launching import spread
 from marcli.cli.options import AsJson, DryRun, Gpus, NumProcesses, Overrides, Precision, RecipeFile
-from marcli.errors import MarcliError
+from marcli.cli.output import print_plan, print_result
 from marcli.recipe.reader import read_recipe
+from marcli.recipe.schema import Recipe
+from marcli.runtime.launch import is_worker
+from marcli.runtime.rundir import RunDir
+from marcli.training.resume import check_same_recipe
+
+Out = Annotated[Path | None, typer.Option(help="The run's folder; default: runs/<name of the recipe>.")]
 
 
 def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
+    out: Out = None,
     gpus: Gpus = "auto",
     processes: NumProcesses = 1,
     precision: Precision = "auto",
@@ -15,5 +28,51 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe; the same command resumes."""
-    read_recipe(recipe, overrides or [])
-    raise MarcliError("train is not built yet.")
+    resolved = read_recipe(recipe, overrides or [])
+    run = RunDir(out or Path("runs") / resolved.name)
+    if dry_run:
+        print_plan(resolved, places(run), as_json=as_json)
+        return
+    if not is_worker():
+        check_folder(resolved, run)
+    spread(gpus=gpus, processes=processes)
+
+    from marcli.runtime.accelerator import start_processes
+    from marcli.training.train import train as train_recipe
+
+    group = start_processes(precision=precision, gpus=gpus)
+    result = train_recipe(resolved, run, group, announce=lambda line: say(line, shown=group.is_main))
+    if group.is_main:
+        record = {"steps": result.steps, "new_steps": result.new_steps, **places(run)}
+        lines = [f"Trained {resolved.name} to step {result.steps} ({result.new_steps} of them now).", *written(run)]
+        print_result(lines, record, as_json=as_json)
+
+
+def check_folder(recipe: Recipe, run: RunDir) -> None:
+    """Fail before torch is imported when the folder is in use or holds a run of another recipe."""
+    with run.lock():
+        if run.recipe_path.exists():
+            check_same_recipe(recipe, run.recipe_path)
+
+
+def places(run: RunDir) -> dict[str, Path]:
+    """Return where a training writes."""
+    return {
+        "run": run.path,
+        "weights": run.weights_path,
+        "metrics": run.metrics_path,
+        "checkpoints": run.checkpoints,
+        "samples": run.samples / "grid.png",
+    }
+
+
+def written(run: RunDir) -> list[str]:
+    """Return one line per result of a finished run."""
+    width = max(len(name) for name in places(run))
+    return [f"  {name:{width}}  {place}" for name, place in places(run).items() if place.exists()]
+
+
+def say(line: str, *, shown: bool) -> None:
+    """Print a line beside the results, on standard error."""
+    if shown:
+        typer.echo(line, err=True)

@@ -1,4 +1,4 @@
-"""Batches of training: images or latents, labels and every random number, one step ahead of the device.
+"""Batches of training: images or latents, labels and every random number, ahead of the device.
 
 All of it is a function of (seed, step, slot in the global batch). A process takes its share of the slots, so what is
 trained on depends neither on the number of processes nor on where a run was resumed.
@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,8 +19,6 @@ from marcli.data.source import Source
 from marcli.recipe.schema import Recipe
 from marcli.runtime.seeding import item_generator
 from marcli.tokenizer.base import Tokenizer
-
-LOOKAHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -94,15 +93,15 @@ class Feed:
         )
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """Yield the batches of steps `first`..`last` - 1, made ahead in a thread."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed") as pool:
-            pending = deque(pool.submit(self.batch, step) for step in range(first, min(first + LOOKAHEAD, last)))
-            try:
-                for step in range(first, last):
-                    batch = pending.popleft().result()
-                    if step + LOOKAHEAD < last:
-                        pending.append(pool.submit(self.batch, step + LOOKAHEAD))
-                    yield batch
-            finally:
-                for future in pending:
-                    future.cancel()
+        """Yield the batches of steps `first`..`last` - 1, made ahead in `data.workers` threads (at least one)."""
+        threads = max(1, self.recipe.data.workers)
+        steps = iter(range(first, last))
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="marcli-feed")
+        try:
+            pending = deque(pool.submit(self.batch, step) for step in islice(steps, 2 * threads))
+            while pending:
+                batch = pending.popleft().result()
+                pending.extend(pool.submit(self.batch, step) for step in islice(steps, 1))
+                yield batch
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -5,7 +5,6 @@ Steps are counted from 0 (the number of optimizer steps already taken), so no st
 
 import math
 
-from marcli.errors import UsageError
 from marcli.recipe.train import Train
 
 
@@ -17,18 +16,10 @@ def total_steps(train: Train, *, num_images: int) -> int:
 
 
 def warmup_steps(train: Train, *, num_images: int) -> int:
-    """Return the optimizer steps of the linear warm-up; raises UsageError when they exceed the run."""
+    """Return the optimizer steps of the linear warm-up; a shorter run ends inside it."""
     if train.warmup_epochs is not None:
-        steps = math.ceil(train.warmup_epochs * num_images / train.batch_size)
-    else:
-        steps = train.warmup_steps or 0
-    total = total_steps(train, num_images=num_images)
-    if steps > total:
-        raise UsageError(
-            f"the warm-up takes {steps} steps, but the whole run has {total}: "
-            "lower train.warmup_steps (or train.warmup_epochs), or train longer"
-        )
-    return steps
+        return math.ceil(train.warmup_epochs * num_images / train.batch_size)
+    return train.warmup_steps or 0
 
 
 def learning_rate(train: Train, step: int, *, warmup: int, total: int) -> float:

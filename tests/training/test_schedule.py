@@ -2,7 +2,6 @@ import math
 
 import pytest
 
-from marcli.errors import UsageError
 from marcli.training.schedule import learning_rate, total_steps, warmup_steps
 
 
@@ -12,9 +11,10 @@ def test_epochs_become_steps_rounded_up(recipe):
     assert warmup_steps(train, num_images=1000) == 2  # 100 / 64 = 1.6
 
 
-def test_warmup_longer_than_the_run_is_refused(recipe):
-    with pytest.raises(UsageError, match="warm-up takes 20 steps, but the whole run has 10"):
-        warmup_steps(recipe(steps=10, warmup_steps=20).train, num_images=1)
+def test_a_run_may_end_inside_its_warmup(recipe):
+    for schedule in ("constant", "cosine"):
+        train = recipe(lr=0.8, lr_schedule=schedule).train
+        assert [learning_rate(train, step, warmup=8, total=2) for step in range(2)] == pytest.approx([0.1, 0.2])
 
 
 def test_constant_rate_after_a_linear_warmup(recipe):
