@@ -1,15 +1,313 @@
-"""`marcli eval-fid`."""
+"""`marcli eval-fid`: which pictures, which reference, one call, and what came out."""
 
-from marcli.cli.options import AsJson, Gpus, NumProcesses, Precision, RunAndOverrides
-from marcli.errors import MarcliError
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from marcli.cli.launching import spread
+from marcli.cli.options import (
+    AsJson,
+    BatchSize,
+    Cfg,
+    CfgSchedule,
+    Classes,
+    DiffusionSteps,
+    Gpus,
+    NumProcesses,
+    Precision,
+    RunAndOverrides,
+    Steps,
+    Temperature,
+    Weights,
+    sampling_overrides,
+    split_overrides,
+)
+from marcli.cli.output import print_result
+from marcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from marcli.metrics.features import Extractor
+    from marcli.runtime.accelerator import Processes
+
+PAPER_NUM = 50_000
+READERS = 2
 
 
 def eval_fid(
     arguments: RunAndOverrides = None,
+    images: Annotated[
+        str | None, typer.Option(metavar="DIR|NPZ", help="Measure these pictures (a data set, too) instead of a run's.")
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="An npz of mu/sigma or pictures (ADM's), a folder, a data set; default: the run's own data."),
+    ] = None,
+    make_stats: Annotated[
+        Path | None, typer.Option(metavar="OUT.npz", help="Write reference statistics of --images, or a recipe's data.")
+    ] = None,
+    num: Annotated[
+        str | None, typer.Option(help="Pictures, e.g. 5k for a quick look; default: 50k of a run, all of --images.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds such as 0,1,2: each is measured, then mean and spread.")] = "0",
+    features: Annotated[
+        str, typer.Option(help="inception, dinov2, pixels (tiny pictures), timm:NAME or a TorchScript file.")
+    ] = "inception",
+    protocol: Annotated[
+        Literal["legacy_tensorflow", "clean", "legacy_pytorch"],
+        typer.Option(help="Resizing for Inception; legacy_tensorflow compares with ADM and the paper."),
+    ] = "legacy_tensorflow",
+    inception: Annotated[Path | None, typer.Option(help="Inception's weights; default: downloaded once.")] = None,
+    inception_sha256: Annotated[str | None, typer.Option(help="Hash of weights other than the published ones.")] = None,
+    feature_weights: Annotated[Path | None, typer.Option(help="Weights for dinov2 or timm:NAME, a local file.")] = None,
+    inception_splits: Annotated[
+        Literal["torch-fidelity", "adm"], typer.Option(help="Order and splits of the Inception Score.")
+    ] = "torch-fidelity",
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Crop --images to this side, as training does; default: as they are.")
+    ] = None,
+    steps: Steps = None,
+    cfg: Cfg = None,
+    cfg_schedule: CfgSchedule = None,
+    temperature: Temperature = None,
+    diffusion_steps: DiffusionSteps = None,
+    classes: Classes = "all",
+    batch_size: BatchSize = None,
+    weights: Weights = "ema",
+    out: Annotated[
+        Path | None, typer.Option(help="Results and features; default: eval in the run, or IMAGES.eval beside them.")
+    ] = None,
     gpus: Gpus = "auto",
     processes: NumProcesses = 1,
     precision: Precision = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Measure FID, Inception Score, precision, recall and KID of a run, a folder or an npz."""
-    raise MarcliError("eval-fid is not built yet.")
+    """Measure FID, Inception Score, precision, recall and KID of a run, a folder or an npz.
+
+    An interrupted measurement continues with the same command and the same pictures.
+    """
+    names, overrides = split_overrides(arguments)
+    overrides += sampling_overrides(
+        steps=steps,
+        cfg=cfg,
+        cfg_schedule=cfg_schedule,
+        temperature=temperature,
+        diffusion_steps=diffusion_steps,
+        batch_size=batch_size,
+    )
+    check_inputs(names, overrides, images=images, reference=reference, make_stats=make_stats)
+    count, seed_list = parse_count(num), parse_seeds(seeds)
+    spread(gpus=gpus, processes=processes)
+
+    from marcli.metrics.features import build_extractor
+    from marcli.runtime.accelerator import start_processes
+
+    team = start_processes(precision=precision, gpus=gpus)
+    with team.main_first():
+        extractor = build_extractor(
+            features,
+            protocol=protocol,
+            inception=inception,
+            inception_sha256=inception_sha256,
+            feature_weights=feature_weights,
+            device=team.device,
+        )
+    if make_stats is not None:
+        place = names[0] if names else str(images)
+        lines, record = make_statistics(place, make_stats, extractor, team, num=count, image_size=image_size)
+    elif images is not None:
+        lines, record = measure_pictures(
+            images,
+            extractor,
+            team,
+            reference=str(reference),
+            num=count,
+            image_size=image_size,
+            splits=inception_splits,
+            out=out,
+        )
+    else:
+        lines, record = measure_system(
+            names[0] if names else None,
+            extractor,
+            team,
+            overrides=overrides,
+            weights=weights,
+            reference=reference,
+            num=count or PAPER_NUM,
+            seeds=seed_list,
+            classes=classes,
+            splits=inception_splits,
+            out=out,
+        )
+    if team.is_main:
+        print_result(lines, record, as_json=as_json)
+
+
+def check_inputs(
+    names: list[str], overrides: list[str], *, images: str | None, reference: str | None, make_stats: Path | None
+) -> None:
+    """Raise UsageError for combinations that have no meaning, before anything is loaded."""
+    if len(names) > 1:
+        raise UsageError(f"eval-fid measures one run at a time, not {' and '.join(names)}.")
+    if images is not None and names:
+        raise UsageError(f"Give a run ({names[0]}) or --images {images}, not both.")
+    if images is not None and overrides:
+        raise UsageError(f"{overrides[0]} changes how pictures are made, but --images are made already.")
+    if make_stats is None:
+        if images is not None and reference is None:
+            raise UsageError("--images need a --reference to be compared with.")
+        return
+    if make_stats.suffix != ".npz":
+        raise UsageError(f"--make-stats writes an npz: call it {make_stats.with_suffix('.npz')}.")
+    if reference is not None:
+        raise UsageError("--make-stats makes a reference and compares with none: leave --reference out.")
+    if images is None and not names:
+        raise UsageError("--make-stats needs pictures: --images DIR, NPZ or data set, or a recipe for its data.")
+
+
+def parse_count(text: str | None) -> int | None:
+    """Return the number in '5000' or '5k'; raises UsageError."""
+    if text is None:
+        return None
+    digits, thousands = (text[:-1], 1000) if text[-1:] in ("k", "K") else (text, 1)
+    if not digits.isdecimal() or int(digits) * thousands < 2:
+        raise UsageError(f"--num {text!r}: give a number of pictures of at least 2, such as 50000 or 5k.")
+    return int(digits) * thousands
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return the numbers in '0,1,2'; raises UsageError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
+        raise UsageError(f"--seeds {text!r}: give different whole numbers such as 0,1,2.")
+    return [int(part) for part in parts]
+
+
+def make_statistics(
+    place: str, path: Path, extractor: "Extractor", team: "Processes", *, num: int | None, image_size: int | None
+) -> tuple[list[str], dict]:
+    """Write the statistics of a folder, an npz, a data set, or the data of a recipe or run."""
+    from marcli.metrics.pictures import open_pictures, training_pictures
+    from marcli.metrics.references import measure, write_statistics
+    from marcli.recipe.reader import read_recipe
+
+    recipe = Path(place) / "recipe.yaml" if (Path(place) / "recipe.yaml").is_file() else Path(place)
+    if recipe.suffix in (".yaml", ".yml"):
+        source = training_pictures(read_recipe(recipe, []).data)
+    else:
+        source = open_pictures(place, image_size=image_size)
+    reference = measure(source, extractor, num=num, processes=team, workers=READERS)
+    if reference is None:
+        return [], {}
+    beside = write_statistics(reference, path)
+    count = reference.gaussian.count
+    lines = [f"Statistics of {count:,} pictures from {source.name}: {path}, described in {beside}"]
+    return lines, {"stats": path, "description": beside, **reference.record()}
+
+
+def measure_pictures(
+    place: str,
+    extractor: "Extractor",
+    team: "Processes",
+    *,
+    reference: str,
+    num: int | None,
+    image_size: int | None,
+    splits: str,
+    out: Path | None,
+) -> tuple[list[str], dict]:
+    """Measure pictures that exist."""
+    from marcli.cli.eval_report import write_report
+    from marcli.metrics.collect import collect_pictures
+    from marcli.metrics.evaluate import score_features
+    from marcli.metrics.pictures import chosen_indices, open_pictures
+    from marcli.metrics.references import open_reference
+
+    source = open_pictures(place, image_size=image_size)
+    indices = chosen_indices(source, num)
+    against = open_reference(reference, extractor, image_size=source.image_size, processes=team, workers=READERS)
+    folder = out or Path(place.rstrip("/") + ".eval")
+    collected = collect_pictures(source, indices, extractor, folder=folder, processes=team, workers=READERS)
+    if collected is None or against is None:
+        return [], {}
+    result = score_features(
+        collected.features,
+        collected.blank,
+        extractor,
+        against,
+        image_size=source.image_size,
+        inception_splits=splits,
+        rounding="stored",
+        source={"pictures": source.name, "fingerprint": source.fingerprint},
+    )
+    return write_report([result], folder)
+
+
+def measure_system(
+    spec: str | None,
+    extractor: "Extractor",
+    team: "Processes",
+    *,
+    overrides: list[str],
+    weights: Literal["ema", "raw"],
+    reference: str | None,
+    num: int,
+    seeds: list[int],
+    classes: str,
+    splits: str,
+    out: Path | None,
+) -> tuple[list[str], dict]:
+    """Measure pictures that a run, published weights or a shared run make on the fly."""
+    from marcli.cli.eval_report import write_report
+    from marcli.metrics.evaluate import score_features
+    from marcli.metrics.references import open_reference
+    from marcli.sampling.evaluation import collect_samples, evaluation_folder, system_settings
+    from marcli.sampling.load import load_system
+
+    with team.main_first():
+        system = load_system(spec, weights=weights, overrides=overrides)
+    size = system.recipe.data.image_size
+    wanted = parse_classes(classes, system.recipe.data.num_classes)
+    against = open_reference(
+        reference or system.recipe.data, extractor, image_size=size, processes=team, workers=READERS
+    )
+    folder = out or evaluation_folder(system)
+    results = []
+    for seed in seeds:
+        collected = collect_samples(
+            system,
+            extractor,
+            seed=seed,
+            num=num,
+            classes=wanted,
+            folder=folder,
+            engine="auto",
+            precision=team.precision,
+            processes=team,
+        )
+        if collected is None or against is None:
+            continue
+        made_by = {"name": system.name, **system_settings(system), "seed": seed, "classes": wanted}
+        result = score_features(
+            collected.features,
+            collected.blank,
+            extractor,
+            against,
+            image_size=size,
+            inception_splits=splits,
+            rounding="generated",
+            source=made_by,
+        )
+        results.append(result)
+    return write_report(results, folder) if results else ([], {})
+
+
+def parse_classes(text: str, num_classes: int) -> list[int]:
+    """Return the numbers in '207,360', or every class for 'all'; raises UsageError."""
+    if text == "all":
+        return list(range(num_classes))
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) < num_classes for part in parts):
+        raise UsageError(f"--classes {text!r}: give numbers below {num_classes} such as 0,{num_classes - 1}, or all.")
+    return [int(part) for part in parts]

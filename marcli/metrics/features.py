@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from marcli.errors import MarcliError, UsageError
@@ -52,7 +52,7 @@ class Extractor:
         """What a reference must share for a distance to mean anything."""
         return {"features": self.name, "protocol": self.protocol, "weights_sha256": self.weights_sha256}
 
-    def input_of(self, images: UInt8[Tensor, "batch channels height width"]) -> Tensor:
+    def input_of(self, images: Shaped[Tensor, "batch channels height width"]) -> Tensor:
         """Return the network's input for 8-bit pictures; grey ones fill three channels. Raises MarcliError."""
         if images.dtype != torch.uint8:
             raise MarcliError(
@@ -67,7 +67,7 @@ class Extractor:
             features = self.network(prepared.to(self.device, non_blocking=True))
         return features.flatten(1).float().cpu().numpy()
 
-    def __call__(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[np.ndarray, "batch dim"]:
+    def __call__(self, images: Shaped[Tensor, "batch channels height width"]) -> Float[np.ndarray, "batch dim"]:
         """Return the float32 features of 8-bit pictures."""
         return self.features_of(self.input_of(images))
 
@@ -116,7 +116,7 @@ def pixel_extractor() -> Extractor:
     return Extractor("pixels", "raw 0..16", None, flatten, nn.Identity(), None, torch.device("cpu"))
 
 
-def merge_grey_channels(features: Float[np.ndarray, "images dim"]) -> Float[np.ndarray, "images dim"]:
+def merge_grey_channels(features: Float[np.ndarray, "images dim"]) -> Float[np.ndarray, "images merged"]:
     """Return one channel of pixel features whose three channels are equal in every picture, else all of them.
 
     A grey set written as RGB files is then the same set as before writing.

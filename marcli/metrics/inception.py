@@ -105,7 +105,7 @@ def cache_folder() -> Path:
 
 
 def cached_file(file: PublishedFile) -> Path:
-    """Return where `file` lies in the cache, downloading it whole, checked and at once into place when it is missing."""
+    """Return where `file` lies in the cache; a missing one is downloaded, checked and then put there whole."""
     path = cache_folder() / "inception" / file.name
     if path.is_file():
         verified_sha256(path, expected=file.sha256)

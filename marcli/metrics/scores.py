@@ -6,6 +6,7 @@ the named protocols at the end say which order and indices their programs use.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -28,7 +29,7 @@ def inception_score(
     """Return exp(E KL(p(y|x) || p(y))) per split (Salimans et al., 2016): split i is order[edges[i]:edges[i + 1]]."""
     require_finite(logits)
     scores = []
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         part = np.asarray(logits[order[start:stop]], dtype=np.float64)
         part -= part.max(axis=1, keepdims=True)
         log_p = part - np.log(np.exp(part).sum(axis=1, keepdims=True))
@@ -40,7 +41,7 @@ def inception_score(
 
 def kernel_distance(
     samples: Shaped[np.ndarray, "images dim"],
-    reference: Shaped[np.ndarray, "others dim"],
+    reference: Shaped[np.ndarray, "others its_dim"],
     *,
     subsets: Iterable[tuple[Int[np.ndarray, " size"], Int[np.ndarray, " size"]]],
 ) -> Score:
@@ -60,7 +61,7 @@ def kernel_distance(
 
 
 def precision_recall(
-    samples: Shaped[np.ndarray, "images dim"], reference: Shaped[np.ndarray, "others dim"], *, neighbours: int
+    samples: Shaped[np.ndarray, "images dim"], reference: Shaped[np.ndarray, "others its_dim"], *, neighbours: int
 ) -> tuple[float, float]:
     """Return the share of samples inside the reference's manifold, and of the reference inside the samples'.
 

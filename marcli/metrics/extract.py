@@ -1,0 +1,78 @@
+"""Pictures to features at the network's own speed.
+
+Special here: reading, decoding and resizing run in threads ahead of the network. Batches are fixed by picture index,
+so that every picture is computed among the same neighbours on any number of processes and after any interruption.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from marcli.metrics.features import Extractor
+
+LARGEST_BATCH = 64
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Features of some pictures, and which of these show one single colour."""
+
+    indices: list[int]
+    features: Float[np.ndarray, "batch dim"]
+    blank: Bool[np.ndarray, " batch"]
+
+
+def network_batches(indices: Sequence[int]) -> list[list[int]]:
+    """Cut a unit of pictures into equal batches of at most 64 (and a rest only where no divisor is near)."""
+    count = len(indices)
+    size = next((size for size in range(LARGEST_BATCH, 15, -1) if count % size == 0), LARGEST_BATCH)
+    return [list(indices[start : start + size]) for start in range(0, count, size)]
+
+
+def extract_read(
+    read: Callable[[Sequence[int]], UInt8[Tensor, "batch channels height width"]],
+    batches: Iterable[Sequence[int]],
+    extractor: Extractor,
+    *,
+    workers: int,
+) -> Iterator[FeatureBatch]:
+    """Yield the features of each batch of indices, in order; `read` runs in `workers` threads, a few batches ahead."""
+
+    def prepare(indices: Sequence[int]) -> tuple[Tensor, np.ndarray]:
+        images = read(indices)
+        return extractor.input_of(images), blank_pictures(images)
+
+    pending: deque[tuple[Sequence[int], Future]] = deque()
+    remaining = iter(batches)
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            while True:
+                while len(pending) < workers + 2 and (batch := next(remaining, None)) is not None:
+                    pending.append((batch, pool.submit(prepare, batch)))
+                if not pending:
+                    return
+                indices, future = pending.popleft()
+                prepared, blank = future.result()
+                yield FeatureBatch([int(index) for index in indices], extractor.features_of(prepared), blank)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def extract_images(
+    indices: Sequence[int], images: UInt8[Tensor, "batch channels height width"], extractor: Extractor
+) -> FeatureBatch:
+    """Return the features of pictures that are in memory, in the batches that reading them would give."""
+    rows = network_batches(range(len(indices)))
+    features = np.concatenate([extractor(images[batch[0] : batch[-1] + 1]) for batch in rows])
+    return FeatureBatch([int(index) for index in indices], features, blank_pictures(images))
+
+
+def blank_pictures(images: UInt8[Tensor, "batch channels height width"]) -> Bool[np.ndarray, " batch"]:
+    """Tell which pictures have the same value at every pixel of every channel."""
+    return (images == images[:, :, :1, :1]).flatten(1).all(dim=1).numpy()

@@ -1,0 +1,247 @@
+"""Pictures to be measured, by index: a folder, an npz as ADM's suite reads it, or a data set of `marcli.data`.
+
+Special here: nothing is skipped and nothing is resized in silence. A broken picture or one of another size stops the
+measurement with its name, because a score of "nearly all" pictures is not a score.
+"""
+
+import hashlib
+import io
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.lib import format as npy
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from marcli.data.crop import BrokenImageError, decode_square
+from marcli.data.folders import EXTENSIONS
+from marcli.data.images import ImageSet, open_images
+from marcli.errors import MarcliError, UsageError
+from marcli.recipe.data import Data
+from marcli.runtime.atomic import sha256_file
+
+SAMPLE_NAME = re.compile(r"\d{6,}\.png")
+
+
+class PictureSource(Protocol):
+    """Pictures of one size in a fixed order.
+
+    `mixed` says whether the first n are a fair choice; sets in class order are thinned evenly instead.
+    """
+
+    name: str
+    fingerprint: str
+    image_size: int
+    mixed: bool
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "batch channels size size"]:
+        """Return pictures as they are stored; raises MarcliError naming a broken one. Called from threads."""
+
+
+def open_pictures(place: str, *, image_size: int | None) -> PictureSource:
+    """Open a folder of images, an npz with `arr_0`, or a data set ('digits', parquet, hub id).
+
+    With `image_size`, folders and data sets are cropped as for training; without it, folders are taken as they are.
+    Raises UsageError when there is nothing to read.
+    """
+    path = Path(place).expanduser()
+    if path.suffix == ".npz":
+        return ArchivePictures(path)
+    if path.is_dir():
+        files = list_images(path)
+        if files:
+            return FolderPictures(path, files, crop_to=image_size)
+        if not any(path.rglob("*.parquet")):
+            raise UsageError(f"{path} holds no images: check the path.")
+    if place != "digits" and image_size is None:
+        if not path.exists() and place.count("/") != 1:
+            raise UsageError(f"There is no {place}: give a folder, an npz, a parquet file, a hub id or 'digits'.")
+        raise UsageError(f"{place} is a data set: give --image-size, the side to which its pictures are cropped.")
+    return DataSetPictures(Data(path=place, image_size=image_size or 8, num_classes=2**31, on_broken="fail"))
+
+
+def training_pictures(data: Data) -> "DataSetPictures":
+    """Open the pictures that a recipe trains on; a broken one stops the measurement."""
+    return DataSetPictures(data.model_copy(update={"on_broken": "fail"}))
+
+
+def chosen_indices(source: PictureSource, num: int | None) -> np.ndarray:
+    """Return which `num` pictures count (None: all); raises UsageError when there are fewer."""
+    total = len(source)
+    if num is None or num == total:
+        return np.arange(total)
+    if num > total:
+        raise UsageError(f"--num asks for {num:,} pictures, but {source.name} holds {total:,}.")
+    return np.arange(num) if source.mixed else np.arange(num) * total // num
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the images under `folder` by name; of the folder of `marcli sample` the pictures without the grid."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if (folder / "samples.json").is_file():
+        files = [path for path in files if SAMPLE_NAME.fullmatch(path.name)]
+    return files
+
+
+class FolderPictures:
+    """Image files, all square and of one size unless they are cropped."""
+
+    def __init__(self, folder: Path, files: list[Path], *, crop_to: int | None) -> None:
+        self.name, self._files, self._crop_to = str(folder), files, crop_to
+        self.mixed = all(SAMPLE_NAME.fullmatch(path.name) for path in files)
+        self.image_size = crop_to or self._native_size(files[0], files[0].read_bytes())[0]
+        if crop_to is not None:
+            self._refuse_enlarging(crop_to)
+        digest = hashlib.sha256(str(crop_to).encode())
+        for path in files:
+            status = path.stat()
+            digest.update(f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "batch 3 size size"]:
+        """Return pictures in RGB."""
+        return torch.from_numpy(np.stack([self._picture(self._files[index]) for index in indices]))
+
+    def _picture(self, path: Path) -> np.ndarray:
+        encoded = path.read_bytes()
+        if self._crop_to is None:
+            width, height = self._native_size(path, encoded)
+            if width != height or width != self.image_size:
+                raise MarcliError(
+                    f"{path} is {width}x{height} pixels, but {self._files[0].name} is {self.image_size} wide: one set "
+                    "must be square and of one size. --image-size crops all pictures as training does."
+                )
+        try:
+            return decode_square(encoded, image_size=self.image_size, channels=3)
+        except BrokenImageError as error:
+            raise broken(path, error) from None
+
+    def _refuse_enlarging(self, crop_to: int) -> None:
+        """Raise UsageError when even the largest of 16 pictures is smaller than the crop."""
+        some = self._files[:: max(1, len(self._files) // 16)]
+        largest = max(min(self._native_size(path, path.read_bytes())) for path in some)
+        if largest < crop_to:
+            raise UsageError(
+                f"The pictures in {self.name} are at most {largest} pixels wide, but {crop_to} are needed: "
+                "enlarged pictures would be measured, not these. Take a set of that resolution."
+            )
+
+    def _native_size(self, path: Path, encoded: bytes) -> tuple[int, int]:
+        try:
+            with Image.open(io.BytesIO(encoded)) as image:
+                return image.size
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+            raise broken(path, error) from None
+
+
+def broken(path: Path, error: Exception) -> MarcliError:
+    """The sentence about a picture that cannot be read."""
+    return MarcliError(f"{path} cannot be read ({error}): repair or remove it; no score leaves a picture out.")
+
+
+class DataSetPictures:
+    """A data set of `marcli.data`, cropped as for training."""
+
+    def __init__(self, data: Data) -> None:
+        self._images: ImageSet = open_images(data)
+        self.name, self.image_size, self.mixed = data.path, data.image_size, False
+        self.fingerprint = self._images.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "batch channels size size"]:
+        """Return pictures with the channels of the data set."""
+        return self._images.read(indices)
+
+
+class ArchivePictures:
+    """`arr_0` of an npz, uint8 [n, h, w, 1 or 3]; not copied into memory when it is stored uncompressed."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self.mixed = str(path), True
+        self._images = read_pictures(path)
+        count, height, width, channels = self._images.shape
+        if height != width or channels not in (1, 3) or count == 0:
+            raise MarcliError(f"{path}: arr_0 is {list(self._images.shape)}, not pictures [n, side, side, 1 or 3].")
+        self.image_size = width
+        self.fingerprint = sha256_file(path)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "batch channels size size"]:
+        """Return pictures as they are stored."""
+        return torch.from_numpy(np.ascontiguousarray(self._images[np.asarray(indices)].transpose(0, 3, 1, 2)))
+
+
+def read_pictures(path: Path) -> UInt8[np.ndarray, "images height width channels"]:
+    """Return `arr_0` of an npz; raises MarcliError unless it holds 8-bit pictures."""
+    mapped = map_stored_array(path, "arr_0")
+    images = read_arrays(path, ["arr_0"])["arr_0"] if mapped is None else mapped
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise MarcliError(
+            f"{path}: arr_0 is {images.dtype} {list(images.shape)}, but pictures are uint8 [n, height, width, "
+            "channels]: a score is that of the 8-bit picture."
+        )
+    return images
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return those arrays of an npz that it has; raises UsageError or MarcliError, and never unpickles."""
+    if not path.is_file():
+        raise UsageError(f"There is no file {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names if name in archive.files}
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        if "allow_pickle" in str(error):
+            raise MarcliError(f"{path} holds Python objects, which could run code: it is not read.") from None
+        raise MarcliError(f"{path} is not a complete npz file ({error}).") from None
+
+
+def archive_names(path: Path) -> list[str]:
+    """Return the names of the arrays in an npz; raises UsageError or MarcliError."""
+    if not path.is_file():
+        raise UsageError(f"There is no file {path}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except zipfile.BadZipFile:
+        raise MarcliError(f"{path} is not a complete npz file.") from None
+
+
+def map_stored_array(path: Path, name: str) -> np.ndarray | None:
+    """Return an uncompressed array of an npz as a memory map, or None where it must be read otherwise."""
+    if name not in archive_names(path):
+        raise MarcliError(f"{path} has no array {name!r}; it has {', '.join(archive_names(path)) or 'none'}.")
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(f"{name}.npy")
+        if entry.compress_type != zipfile.ZIP_STORED:
+            return None
+        offset = entry.header_offset
+    with path.open("rb") as file:
+        file.seek(offset + 26)  # the lengths of name and extra field end the 30-byte local header
+        lengths = file.read(4)
+        file.seek(offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little"))
+        try:
+            header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
+            shape, fortran_order, dtype = header(file)
+        except (KeyError, ValueError):
+            return None
+        num_bytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        if dtype.hasobject or fortran_order or file.tell() + num_bytes > path.stat().st_size:
+            return None
+        return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape)

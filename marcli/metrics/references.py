@@ -1,0 +1,317 @@
+"""What samples are compared with: ADM's files, statistics made here, or pictures.
+
+Special here: a reference knows which network, protocol and picture size it was made with, and is refused for any
+other. Files that say none of that are taken as ADM's (Inception, TensorFlow's resizing), with a warning otherwise.
+`VIRTUAL_imagenet256_labeled.npz` holds both kinds of knowledge: moments of the training set and 10,000 pictures.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+
+from marcli.errors import MarcliError, UsageError
+from marcli.metrics.extract import extract_read, network_batches
+from marcli.metrics.features import Extractor, merge_grey_channels
+from marcli.metrics.inception import cache_folder
+from marcli.metrics.pictures import (
+    ArchivePictures,
+    PictureSource,
+    archive_names,
+    chosen_indices,
+    open_pictures,
+    read_arrays,
+    training_pictures,
+)
+from marcli.metrics.statistics import Gaussian, RunningMoments, gaussian_from_features
+from marcli.recipe.data import Data
+from marcli.runtime.accelerator import Processes
+from marcli.runtime.atomic import atomic_file, sha256_file
+from marcli.runtime.progress import Progress
+
+KEPT_FEATURES = 10_000
+UNIT = 256
+ADM_PROTOCOL = ("inception", "legacy_tensorflow")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The distribution that samples are compared with.
+
+    Attributes:
+        name: where it came from
+        sha256: hash of the file of statistics or pictures
+        gaussian: moments of its features
+        features: features of (at most 10,000 of) its pictures, or None where only moments are known
+        image_size: side of its pictures, or None where the file does not say
+        identity: network and protocol, as `Extractor.identity`; None values are not stated
+        stated: whether the file itself states its identity
+    """
+
+    name: str
+    sha256: str
+    gaussian: Gaussian
+    features: Float[np.ndarray, "images dim"] | None
+    image_size: int | None
+    identity: dict[str, Any]
+    stated: bool
+
+    def record(self) -> dict[str, Any]:
+        """What a result says about its reference."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "num_images": self.gaussian.count,
+            "num_images_for_precision_recall": None if self.features is None else len(self.features),
+            "image_size": self.image_size,
+            **self.identity,
+            "protocol_stated_in_file": self.stated,
+        }
+
+
+def read_statistics(path: Path) -> Reference:
+    """Return the reference in a mu/sigma npz, ADM's or ours; raises UsageError or MarcliError, and never unpickles."""
+    arrays = read_arrays(path, ["mu", "sigma", "features", "metadata"])
+    if not {"mu", "sigma"} <= arrays.keys():
+        raise MarcliError(f"{path} has no mu and sigma; it has {', '.join(archive_names(path)) or 'nothing'}.")
+    mean, covariance = (np.asarray(arrays[name], dtype=np.float64) for name in ("mu", "sigma"))
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise MarcliError(f"{path}: mu {list(mean.shape)} and sigma {list(covariance.shape)} do not belong together.")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise MarcliError(f"{path}: mu or sigma holds NaN or infinity.")
+    stated = stated_facts(arrays.get("metadata"))
+    features = arrays.get("features")
+    gaussian = Gaussian(mean=mean, covariance=covariance, factor=None, count=stated.get("num_images"))
+    if features is not None and len(features) == gaussian.count:
+        gaussian = gaussian_from_features(features)  # with the thin factor, where there are few pictures
+    return Reference(
+        name=str(path),
+        sha256=sha256_file(path),
+        gaussian=gaussian,
+        features=features,
+        image_size=stated.get("image_size"),
+        identity={key: stated.get(key) for key in ("features", "protocol", "weights_sha256")},
+        stated=bool(stated),
+    )
+
+
+def stated_facts(metadata: np.ndarray | None) -> dict[str, Any]:
+    """Return what `write_statistics` stored with the moments; {} for files of others."""
+    try:
+        facts = json.loads(str(metadata))
+    except json.JSONDecodeError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def open_reference(
+    place: str | Data, extractor: Extractor, *, image_size: int, processes: Processes, workers: int
+) -> Reference | None:
+    """Return the reference that `place` names, checked against network and picture size; on the main process only.
+
+    `place` is an npz of statistics or pictures, a folder, a data set, or the data of a recipe. Statistics of pictures
+    are kept in the user's cache. Raises UsageError for a reference that does not compare.
+    """
+    if isinstance(place, str) and place.endswith(".npz"):
+        reference = read_reference(Path(place).expanduser(), extractor, processes=processes, workers=workers)
+    else:
+        is_data = isinstance(place, Data)
+        source = training_pictures(place) if is_data else open_pictures(place, image_size=image_size)
+        reference = measure_once(source, extractor, processes=processes, workers=workers)
+    if reference is not None:
+        blank = np.zeros((1, 3, image_size, image_size), dtype=np.uint8)
+        dim = extractor(torch.from_numpy(blank)).shape[1]
+        is_grey = extractor.name == "pixels" and reference.gaussian.dim * 3 == dim
+        check_comparable(reference, extractor, image_size=image_size, dim=dim // 3 if is_grey else dim)
+    return reference
+
+
+def measure_once(
+    source: PictureSource, extractor: Extractor, *, processes: Processes, workers: int
+) -> Reference | None:
+    """Return the statistics of a set of pictures, from the cache where a network made them before; as `measure`."""
+    if extractor.weights_sha256 is None:
+        return measure(source, extractor, num=None, processes=processes, workers=workers)
+    facts = json.dumps([source.fingerprint, source.image_size, extractor.identity], sort_keys=True)
+    path = cache_folder() / "references" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"
+    if processes.any(not path.is_file()):
+        reference = measure(source, extractor, num=None, processes=processes, workers=workers)
+        if reference is not None:
+            write_statistics(reference, path)
+    return replace(read_statistics(path), name=source.name) if processes.is_main else None
+
+
+def read_reference(path: Path, extractor: Extractor, *, processes: Processes, workers: int) -> Reference | None:
+    """Return the reference in an npz of statistics, of pictures, or of both as ADM's; on the main process only."""
+    names = archive_names(path)
+    moments = read_statistics(path) if {"mu", "sigma"} <= set(names) else None
+    if "arr_0" not in names:
+        return moments or read_statistics(path)
+    source = ArchivePictures(path)
+    pictures = measure_once(source, extractor, processes=processes, workers=workers)
+    if pictures is None or moments is None:
+        return pictures
+    return Reference(
+        name=moments.name,
+        sha256=moments.sha256,
+        gaussian=moments.gaussian,
+        features=pictures.features,
+        image_size=source.image_size,
+        identity=moments.identity,
+        stated=moments.stated,
+    )
+
+
+def measure(
+    source: PictureSource, extractor: Extractor, *, num: int | None, processes: Processes, workers: int
+) -> Reference | None:
+    """Return the moments of a set of pictures and the features of at most 10,000 of them; on the main process only.
+
+    All processes take part. Moments are streamed, so that any number of pictures fits in memory; the 10,000 are a
+    fixed choice from all (seed 0).
+    """
+    indices = chosen_indices(source, num)
+    kept = indices
+    if len(indices) > KEPT_FEATURES:
+        kept = np.sort(np.random.RandomState(0).permutation(indices)[:KEPT_FEATURES])
+    moments, rows = stream_features(source, indices, kept, extractor, processes=processes, workers=workers)
+    if not processes.is_main:
+        return None
+    features = np.stack([rows[index] for index in kept.tolist()])
+    if len(kept) == len(indices):
+        features = merge_grey_channels(features) if extractor.name == "pixels" else features
+        gaussian = gaussian_from_features(features)
+    else:
+        gaussian = moments.gaussian()
+        if extractor.name == "pixels" and has_equal_channels(gaussian):
+            features, gaussian = merge_grey_channels(features), first_channel(gaussian)
+    return Reference(
+        name=source.name,
+        sha256=source.fingerprint,
+        gaussian=gaussian,
+        features=features,
+        image_size=source.image_size,
+        identity=extractor.identity,
+        stated=True,
+    )
+
+
+def stream_features(
+    source: PictureSource,
+    indices: np.ndarray,
+    kept: np.ndarray,
+    extractor: Extractor,
+    *,
+    processes: Processes,
+    workers: int,
+) -> tuple[RunningMoments | None, dict[int, np.ndarray]]:
+    """Return the moments of all `indices` and the features of those `kept`, merged over all processes."""
+    units = [indices[start : start + UNIT] for start in range(0, len(indices), UNIT)]
+    mine = units[processes.rank :: processes.world_size]
+    wanted, moments, rows = set(kept.tolist()), None, {}
+    batches = (batch for unit in mine for batch in network_batches(unit))
+    title = f"features of {source.name}"
+    with Progress(title=title, total=sum(map(len, mine)), unit="pictures", shown=processes.is_main) as progress:
+        for batch in extract_read(source.read, batches, extractor, workers=workers):
+            moments = moments or RunningMoments(batch.features.shape[1])
+            moments.update(batch.features)
+            rows |= {index: row for index, row in zip(batch.indices, batch.features, strict=True) if index in wanted}
+            progress.advance(len(batch.indices))
+    if processes.world_size == 1:
+        return moments, rows
+    parts: list[Any] = [None] * processes.world_size
+    dist.all_gather_object(parts, (moments, rows))
+    merged = None
+    for part, part_rows in parts:
+        rows |= part_rows
+        if part is not None:
+            merged = part if merged is None else merged.merge(part)
+    return merged, rows
+
+
+def has_equal_channels(gaussian: Gaussian) -> bool:
+    """Tell whether the three channels of raw pixels never differ: their differences have no mean and no variance."""
+    red, *others = gaussian.mean.reshape(3, -1)
+    variance = np.diagonal(gaussian.covariance).reshape(3, -1)
+    for number, other in enumerate(others, start=1):
+        shared = np.diagonal(gaussian.covariance, offset=number * len(red))[: len(red)]
+        difference = variance[0] + variance[number] - 2 * shared
+        if not (np.allclose(red, other, atol=1e-9) and np.allclose(difference, 0, atol=1e-9)):
+            return False
+    return True
+
+
+def first_channel(gaussian: Gaussian) -> Gaussian:
+    """Return the moments of one of three equal channels."""
+    dim = gaussian.dim // 3
+    return Gaussian(gaussian.mean[:dim], gaussian.covariance[:dim, :dim], None, gaussian.count)
+
+
+def write_statistics(reference: Reference, path: Path) -> Path:
+    """Write mu, sigma, the kept features and what they are as one npz, and the same facts as JSON beside it.
+
+    Returns the path of the JSON file, which also holds the npz's hash.
+    """
+    if path.suffix != ".npz":
+        raise UsageError(f"--make-stats writes an npz: call it {path.with_suffix('.npz')}.")
+    facts = {
+        **reference.identity,
+        "source": reference.name,
+        "source_sha256": reference.sha256,
+        "num_images": reference.gaussian.count,
+        "image_size": reference.image_size,
+        "dim": reference.gaussian.dim,
+        "kept_features": 0 if reference.features is None else len(reference.features),
+        "torch": torch.__version__,
+    }
+    arrays = {"mu": reference.gaussian.mean, "sigma": reference.gaussian.covariance}
+    if reference.features is not None:
+        arrays["features"] = reference.features
+    with atomic_file(path) as incomplete:
+        np.savez(incomplete, **arrays, metadata=np.array(json.dumps(facts, sort_keys=True)))
+    beside = path.with_suffix(".json")
+    with atomic_file(beside) as incomplete:
+        incomplete.write_text(json.dumps({**facts, "sha256": sha256_file(path)}, indent=1) + "\n")
+    return beside
+
+
+def check_comparable(reference: Reference, extractor: Extractor, *, image_size: int, dim: int) -> list[str]:
+    """Raise UsageError for a reference of another network, protocol, dimension or picture size; return warnings."""
+    theirs, ours = reference.identity, extractor.identity
+    for key, what in (("features", "features"), ("protocol", "protocol")):
+        if theirs[key] is not None and theirs[key] != ours[key]:
+            raise UsageError(
+                f"The reference {reference.name} was made with {what} {theirs[key]!r}, and the samples are measured "
+                f"with {ours[key]!r}: such numbers do not compare. Make one with --make-stats, or change --{what}."
+            )
+    if reference.gaussian.dim != dim:
+        raise UsageError(
+            f"The reference {reference.name} has {reference.gaussian.dim} dimensions and the samples' features {dim}: "
+            "it was made with another feature network, or from pictures of another size or colour."
+        )
+    if reference.image_size is not None and reference.image_size != image_size:
+        raise UsageError(
+            f"The reference {reference.name} was made from pictures of {reference.image_size} pixels, and the samples "
+            f"have {image_size}: make one for this size with --make-stats."
+        )
+    warnings = []
+    if not reference.stated and (extractor.name, extractor.protocol) != ADM_PROTOCOL:
+        warnings.append(
+            f"{reference.name} does not say which network and resizing it was made with; it is taken to be "
+            f"{extractor.name}, {extractor.protocol}. Published files are inception, legacy_tensorflow."
+        )
+    if theirs["weights_sha256"] not in (None, ours["weights_sha256"]):
+        warnings.append(f"The reference was made with other weights of the network ({theirs['weights_sha256']}).")
+    if reference.features is None:
+        warnings.append(
+            "Precision, recall and KID need features of single pictures, and this reference has only mu and sigma: "
+            "give ADM's npz with the 10,000 pictures (VIRTUAL_imagenet256_labeled.npz), a folder, or statistics from "
+            "--make-stats."
+        )
+    return warnings

@@ -1,0 +1,82 @@
+"""Features on disk while they are being collected: an interrupted evaluation continues from them.
+
+Special here: a folder per setting (its name is the hash of everything the features depend on), a file per unit of
+pictures, written whole and with its own hash. Any number of processes add to it; a damaged file counts as missing.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from marcli.errors import MarcliError
+from marcli.metrics.extract import FeatureBatch
+from marcli.runtime.atomic import atomic_file
+
+logger = logging.getLogger("marcli.metrics")
+
+
+class FeatureSpool:
+    """Features of `units` (disjoint runs of picture indices) under `settings`, in `folder`."""
+
+    def __init__(self, folder: Path, *, settings: dict[str, object], units: Sequence[Sequence[int]]) -> None:
+        text = json.dumps(settings | {"units": [[int(u[0]), int(u[-1]), len(u)] for u in units]}, sort_keys=True)
+        self.path = folder / f"features-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        self.units = [[int(index) for index in unit] for unit in units]
+        self.path.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.path / "settings.json") as incomplete:
+            incomplete.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the units that are not there, having checked the hash of those that are."""
+        return [number for number in range(len(self.units)) if self.read(number) is None]
+
+    def write(self, number: int, batch: FeatureBatch) -> None:
+        """Store a whole unit."""
+        if batch.indices != self.units[number]:
+            raise ValueError("a unit is written whole and in order")
+        features, blank = np.ascontiguousarray(batch.features), batch.blank.astype(np.uint8)
+        with atomic_file(self._file(number)) as incomplete:
+            save_file({"features": features, "blank": blank}, incomplete, {"sha256": digest_of(features, blank)})
+
+    def read(self, number: int) -> FeatureBatch | None:
+        """Return a unit, or None when it is missing or damaged."""
+        path = self._file(number)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="numpy") as file:
+                features, blank = file.get_tensor("features"), file.get_tensor("blank")
+                expected = (file.metadata() or {}).get("sha256")
+        except (SafetensorError, OSError) as error:
+            logger.warning("%s is damaged (%s): its pictures are done again", path, error)
+            return None
+        if digest_of(features, blank) != expected or len(features) != len(self.units[number]):
+            logger.warning("%s is damaged (its hash does not fit): its pictures are done again", path)
+            return None
+        return FeatureBatch(self.units[number], features, blank.astype(bool))
+
+    def read_all(self) -> tuple[Float[np.ndarray, "images dim"], Bool[np.ndarray, " images"]]:
+        """Return all features in the order of the units; raises MarcliError when some are missing."""
+        batches = [self.read(number) for number in range(len(self.units))]
+        absent = sum(len(unit) for unit, batch in zip(self.units, batches, strict=True) if batch is None)
+        if absent:
+            raise MarcliError(
+                f"The features of {absent} pictures are not in {self.path}: all processes must see the same folder. "
+                "The same command continues."
+            )
+        return np.concatenate([b.features for b in batches]), np.concatenate([b.blank for b in batches])
+
+    def _file(self, number: int) -> Path:
+        return self.path / f"unit-{number:06d}.safetensors"
+
+
+def digest_of(features: np.ndarray, blank: np.ndarray) -> str:
+    """Return the hash of a unit's arrays."""
+    return hashlib.sha256(features.tobytes() + blank.tobytes()).hexdigest()

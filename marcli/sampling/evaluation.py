@@ -1,0 +1,75 @@
+"""A system's pictures to scores, without pictures on disk: `evaluate(generate(...))`, resumable.
+
+Special here: pictures and features are computed in the same units of indices as `sample` uses for its micro-batches,
+so evaluating on the fly and evaluating the written PNGs see the same pictures.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from marcli.metrics.collect import Collected, collect
+from marcli.metrics.extract import FeatureBatch, extract_images
+from marcli.metrics.features import Extractor
+from marcli.runtime.accelerator import Processes
+from marcli.sampling.engine.build import EngineName, build_engine
+from marcli.sampling.generate import generate, micro_batches
+from marcli.sampling.system import System
+
+
+def system_settings(system: System) -> dict[str, object]:
+    """Return everything about a system that its pictures depend on, as JSON values."""
+    return {
+        "weights": system.weights,
+        "weights_sha256": system.weights_sha256,
+        "tokenizer": system.tokenizer.fingerprint,
+        "note": system.note,
+        "sample": system.recipe.sample.model_dump(mode="json", exclude={"num"}),
+    }
+
+
+def evaluation_folder(system: System) -> Path:
+    """Return where a system's evaluations lie: in its run, or under runs/ for weights that came from elsewhere."""
+    run = Path(system.name)
+    return run / "eval" if run.is_dir() else Path("runs") / run.name.replace(":", "-") / "eval"
+
+
+def collect_samples(
+    system: System,
+    extractor: Extractor,
+    *,
+    seed: int,
+    num: int,
+    classes: Sequence[int],
+    folder: Path,
+    engine: EngineName,
+    precision: Literal["fp32", "bf16"],
+    processes: Processes,
+) -> Collected | None:
+    """Return the features of pictures 0..num-1 of `seed`, generating those not in `folder`; on the main process only.
+
+    Raises StoppedError after a signal, with everything finished kept: the same call continues with the same pictures.
+    """
+    maker = build_engine(system, name=engine, device=processes.device, precision=precision)
+    tokenizer = system.tokenizer.to(processes.device)
+    batch_size = system.recipe.sample.batch_size
+
+    def produce(wanted: Sequence[Sequence[int]]) -> Iterator[FeatureBatch]:
+        for pictures in generate(maker, tokenizer, classes=classes, seed=seed, batches=wanted):
+            yield extract_images(pictures.indices, pictures.images, extractor)
+
+    settings = {
+        **system_settings(system),
+        **extractor.identity,
+        "seed": seed,
+        "classes": list(classes),
+        "engine": maker.name,
+        "precision": precision,
+        "torch": torch.__version__,
+    }
+    units = micro_batches(start=0, stop=num, batch_size=batch_size, rank=0, world_size=1)
+    return collect(
+        units, produce, folder=folder, settings=settings, processes=processes, title=f"samples of seed {seed}"
+    )
