@@ -1,0 +1,130 @@
+"""The trade-off as a picture: seconds per image against FID, one curve per system (figure 6 of the paper).
+
+Special: matplotlib is imported here only, without a display. Classes of engines differ by line style, the recipe's
+own setting is a star, and every point carries its step count.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from marcli.bench.points import Measurement
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {"MAR": "#c0392b", "AR": "#2471a3", "DiT": "#566573"}
+SHADES = {"Diff Loss": 1.0, "CrossEnt": 0.6, "L2": 0.35}
+MARKERS = {"MAR": "o", "AR": "s", "DiT": "^"}
+LINES = {"plain": "-", "lossless": "--", "approximate": ":"}
+LABEL_OFFSETS = {"MAR": (0, -12), "AR": (0, 8), "DiT": (0, 8)}
+
+Series = tuple[str, list[Measurement]]
+
+
+def draw_tradeoff(measurements: Sequence[Measurement], path: Path, *, distance: str, conditions: str) -> None:
+    """Write the picture; without any FID the steps stand on the x axis and the time on the y axis.
+
+    `distance` names the y axis (FID, or another Frechet distance), `conditions` is the small print.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    style = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e5e5e5",
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+    }
+    with pyplot.rc_context(style):
+        figure, axes = pyplot.subplots(figsize=(5.6, 3.9), layout="constrained")
+        axes.margins(x=0.07, y=0.1)
+        has_fid = any(m.fid is not None for m in measurements)
+        for name, series in series_of(measurements):
+            draw_series(axes, name, [m for m in series if m.fid is not None] if has_fid else series, has_fid=has_fid)
+        axes.set_xscale("log")
+        if has_fid:
+            axes.set(xlabel="seconds per image", ylabel=distance)
+            spread_out(axes, [m.fid for m in measurements if m.fid is not None])
+        else:
+            axes.set(xlabel="steps", ylabel="seconds per image")
+            axes.set_yscale("log")
+        readable_ticks(axes)
+        axes.legend(loc="best", handlelength=2.2)
+        figure.text(0.995, 0.002, conditions, ha="right", va="bottom", fontsize=5.5, color="#808080")
+        axes.set_axisbelow(True)
+        figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
+        figure.savefig(path, dpi=200)
+        pyplot.close(figure)
+
+
+def series_of(measurements: Sequence[Measurement]) -> list[Series]:
+    """Curves with their names: one per system, engine and swept values other than the step counts."""
+    groups: dict[tuple, list[Measurement]] = {}
+    for m in measurements:
+        fixed = tuple((name, value) for name, value in m.point.swept if name != "diffusion_steps")
+        groups.setdefault((m.point.family, m.point.system, m.point.engine, m.point.kv_cache, fixed), []).append(m)
+    families: dict[str, set[str]] = {}
+    for family, system, *_ in groups:
+        families.setdefault(family, set()).add(system)
+    engines = {engine for _, _, engine, *_ in groups}
+    series = []
+    for (family, system, engine, cached, fixed), group in groups.items():
+        name = f"{family} ({system})" if len(families[family]) > 1 else family
+        name += " (KV cache)" if cached else ""
+        name += f", {engine}" if len(engines) > 1 else ""
+        name += "".join(f", {key} {value}" for key, value in fixed)
+        series.append((name, sorted(group, key=lambda m: m.seconds_per_image)))
+    return series
+
+
+def draw_series(axes: "Axes", name: str, series: list[Measurement], *, has_fid: bool) -> None:
+    """One curve with labelled points and a star at the recipe's own setting."""
+    if not series:
+        return
+    point = series[0].point
+    backbone, _, loss = point.family.partition(" ")
+    style = {"color": COLOURS[backbone], "alpha": SHADES.get(loss, 1.0)}
+    x = [m.seconds_per_image if has_fid else m.point.steps or m.point.diffusion_steps for m in series]
+    y = [m.fid if has_fid else m.seconds_per_image for m in series]
+    face = "white" if loss in ("CrossEnt", "L2") else style["color"]
+    shape = {"marker": MARKERS[backbone], "markersize": 4.5, "markerfacecolor": face, "linewidth": 1.4}
+    axes.plot(x, y, LINES[point.engine_class], label=name, **shape, **style)
+    if has_fid and any(m.fid_spread is not None for m in series):
+        axes.errorbar(x, y, yerr=[m.fid_spread or 0.0 for m in series], fmt="none", capsize=2, linewidth=0.8, **style)
+    for m, left, height in zip(series, x, y, strict=True):
+        if m.point.is_default:
+            axes.plot([left], [height], "*", markersize=11, markeredgecolor="white", markeredgewidth=0.6, **style)
+        if not has_fid:
+            continue
+        axes.annotate(
+            str(m.point.steps or m.point.diffusion_steps),
+            (left, height),
+            xytext=LABEL_OFFSETS[backbone],
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            color=style["color"],
+        )
+
+
+def spread_out(axes: "Axes", values: list[float]) -> None:
+    """A logarithmic FID axis where the values differ so much that a linear one would hide the best."""
+    if min(values) > 0 and max(values) > 6 * min(values):
+        axes.set_yscale("log")
+
+
+def readable_ticks(axes: "Axes") -> None:
+    """Plain numbers on logarithmic axes, at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
+        if scale == "log":
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())

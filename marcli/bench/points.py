@@ -1,0 +1,122 @@
+"""What is measured: a point is one setting of one system, a measurement is what came out.
+
+Special: an engine's class (plain, lossless, approximate) belongs to the point, so results of different classes are
+different points and never share a column.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from marcli.recipe.model import CausalBackbone, CrossEntropyHead, DiffusionHead, DiTBackbone
+from marcli.recipe.schema import Recipe
+
+EngineClass = Literal["plain", "lossless", "approximate"]
+ENGINE_CLASSES: tuple[EngineClass, ...] = ("plain", "lossless", "approximate")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of one system. `steps` counts AR steps and is None for a DiT; `label` is what a plot writes."""
+
+    system: str
+    family: str
+    engine: str
+    engine_class: EngineClass
+    batch_size: int
+    steps: int | None
+    diffusion_steps: int | None
+    cfg: float
+    temperature: float
+    kv_cache: bool
+    swept: tuple[tuple[str, float | bool], ...] = ()
+    is_default: bool = False
+
+    @property
+    def key(self) -> str:
+        """Identity across runs of the bench, for baselines and messages."""
+        inner = f" x {self.diffusion_steps} diffusion steps" if self.steps and self.diffusion_steps else ""
+        cache = ["KV cache"] if self.kv_cache else []
+        shown = {"cfg": self.cfg, "temperature": self.temperature} | dict(self.swept)
+        settings = [f"{name} {value}" for name, value in shown.items() if name not in ("kv_cache", "diffusion_steps")]
+        system = f"{self.system} ({self.family})"
+        parts = [system, f"{self.engine} engine", self.label + inner, *cache, *settings, f"batch {self.batch_size}"]
+        return ", ".join(parts)
+
+    @property
+    def label(self) -> str:
+        """The step count that a curve varies, with its unit."""
+        if self.steps is None:
+            return f"{self.diffusion_steps} diffusion steps"
+        return f"{self.steps} AR steps"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one point cost and gave. Times are seconds per image at the point's batch size, medians over `batches`."""
+
+    point: Point
+    seconds_per_image: float
+    fastest: float
+    slowest: float
+    batches: int
+    flops_per_image: float | None
+    published_flops_per_image: float | None
+    roofline_seconds: float | None
+    part_shares: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    fid: float | None = None
+    fid_spread: float | None = None
+    fid_images: int | None = None
+    fid_protocol: str | None = None
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput at the point's batch size."""
+        return 1 / self.seconds_per_image
+
+    @property
+    def roofline_share(self) -> float | None:
+        """Least possible over measured time, from operations alone, in 0..1."""
+        return None if self.roofline_seconds is None else self.roofline_seconds / self.seconds_per_image
+
+    def record(self) -> dict[str, Any]:
+        """The measurement as one flat JSON object."""
+        record = asdict(self)
+        point = record.pop("point")
+        point["swept"] = dict(self.point.swept)
+        derived = {"images_per_second": self.images_per_second, "roofline_share": self.roofline_share}
+        return {"key": self.point.key, **point, **record, **derived}
+
+
+def family_of(recipe: Recipe) -> str:
+    """The paper's name of a system: MAR, AR or DiT, with the loss of its head."""
+    if isinstance(recipe.model.backbone, DiTBackbone):
+        return "DiT"
+    backbone = "AR" if isinstance(recipe.model.backbone, CausalBackbone) else "MAR"
+    match recipe.model.head:
+        case DiffusionHead():
+            return f"{backbone} Diff Loss"
+        case CrossEntropyHead():
+            return f"{backbone} CrossEnt"
+        case _:
+            return f"{backbone} L2"
+
+
+def point_of(recipe: Recipe, *, engine: str, engine_class: EngineClass, swept: tuple, is_default: bool) -> Point:
+    """The point that `recipe.sample` describes."""
+    sample, causal = recipe.sample, isinstance(recipe.model.backbone, CausalBackbone)
+    denoises = isinstance(recipe.model.backbone, DiTBackbone) or isinstance(recipe.model.head, DiffusionHead)
+    return Point(
+        system=recipe.name,
+        family=family_of(recipe),
+        engine=engine,
+        engine_class=engine_class,
+        batch_size=sample.batch_size,
+        steps=recipe.sampling_steps,
+        diffusion_steps=sample.diffusion_steps if denoises else None,
+        cfg=sample.cfg,
+        temperature=sample.temperature,
+        kv_cache=causal and sample.kv_cache is not False,
+        swept=swept,
+        is_default=is_default,
+    )

@@ -1,0 +1,138 @@
+"""What the bench says: a table on the terminal, `report.md` and `bench.json`.
+
+Special: plain, lossless and approximate results stand in tables of their own, so no column ever mixes them.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from marcli.bench.points import ENGINE_CLASSES, Measurement
+
+CLASS_TITLES = {
+    "plain": "Plain: the published algorithm",
+    "lossless": "Lossless engine: the same pictures up to rounding",
+    "approximate": "Approximations: other pictures",
+}
+PART_NAMES = {"encoder": "enc", "decoder": "dec", "head": "head", "tokenizer": "tok"}
+
+
+def columns(measurements: Sequence[Measurement]) -> list[tuple[str, Callable[[Measurement], str]]]:
+    """Headings and cells of the table; a column that would say nothing is left out."""
+    swept = sorted({name for m in measurements for name, _ in m.point.swept} - {"diffusion_steps"})
+    parts = "/".join(PART_NAMES.values())
+    table: list[tuple[str, Callable[[Measurement], str]]] = [
+        ("run", lambda m: m.point.system),
+        ("system", lambda m: m.point.family + (", KV cache" if m.point.kv_cache else "")),
+        ("AR\nsteps", lambda m: f"{'*' if m.point.is_default else ''}{m.point.steps or '-'}"),
+        ("diff.\nsteps", lambda m: str(m.point.diffusion_steps or "-")),
+    ]
+    if len({m.point.engine for m in measurements}) > 1:
+        table.append(("engine", lambda m: m.point.engine))
+    table += [(name, lambda m, name=name: str(dict(m.point.swept).get(name, "-"))) for name in swept]
+    if len({m.point.batch_size for m in measurements}) > 1:
+        table.append(("batch", lambda m: str(m.point.batch_size)))
+    table += [
+        ("s\n/image", lambda m: f"{m.seconds_per_image:.3g}"),
+        ("spread", lambda m: f"{(m.slowest - m.fastest) / m.seconds_per_image:.0%}" if m.batches > 1 else "-"),
+        ("images\n/s", lambda m: short(m.images_per_second)),
+        ("GFLOP\n/image", lambda m: "?" if m.flops_per_image is None else short(m.flops_per_image / 1e9)),
+        ("roof-\nline", lambda m: "?" if m.roofline_share is None else f"{m.roofline_share:.0%}"),
+        (f"time in\n{parts} %", lambda m: share_text(m.part_shares)),
+        ("memory\nMiB", lambda m: f"{m.peak_memory_bytes / 2**20:,.0f}"),
+    ]
+    if any(m.fid is not None for m in measurements):
+        table.append(("FID", fid_text))
+    return table
+
+
+def short(value: float) -> str:
+    """Three significant digits, never an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def share_text(shares: dict[str, float]) -> str:
+    """Shares of the parts in the time, as `24/50/25/1`; a part that a system lacks is a dash."""
+    return "/".join(f"{100 * shares[name]:.0f}" if name in shares else "-" for name in PART_NAMES)
+
+
+def fid_text(measurement: Measurement) -> str:
+    """The distance, with its spread over seeds where several were measured."""
+    if measurement.fid is None:
+        return "-"
+    spread = "" if measurement.fid_spread is None else f" ± {measurement.fid_spread:.2g}"
+    return f"{measurement.fid:.4g}{spread}"
+
+
+def by_class(measurements: Sequence[Measurement]) -> list[tuple[str, list[Measurement]]]:
+    """Measurements of each class of engine that occurs, with its title."""
+    groups = [
+        (CLASS_TITLES[name], [m for m in measurements if m.point.engine_class == name]) for name in ENGINE_CLASSES
+    ]
+    return [(title, group) for title, group in groups if group]
+
+
+def print_tables(console: Console, measurements: Sequence[Measurement]) -> None:
+    """One rich table per class of engine."""
+    for title, group in by_class(measurements):
+        table = Table(title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
+        layout = columns(group)
+        for heading, _ in layout:
+            table.add_column(heading, justify="left" if heading in ("run", "system") else "right", no_wrap=True)
+        for measurement in group:
+            table.add_row(*(cell(measurement) for _, cell in layout))
+        console.print(table)
+
+
+def markdown_tables(measurements: Sequence[Measurement]) -> str:
+    """The same tables in Markdown."""
+    lines = []
+    for title, group in by_class(measurements):
+        layout = columns(group)
+        lines += [
+            f"## {title}",
+            "",
+            "| " + " | ".join(heading.replace("-\n", "").replace("\n", " ") for heading, _ in layout) + " |",
+        ]
+        lines.append("|" + "---|" * len(layout))
+        lines += ["| " + " | ".join(cell(m) for _, cell in layout) + " |" for m in group]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def conditions(report: dict[str, Any]) -> list[str]:
+    """What a reader must know to compare the numbers with others."""
+    batches = " or ".join(str(size) for size in sorted({point["batch_size"] for point in report["points"]}))
+    lines = [
+        f"marcli {report['marcli']}, torch {report['torch']}, {report['device']}, {report['precision']}.",
+        f"Seconds per image: median over at least {min(point['batches'] for point in report['points'])} batches of "
+        f"{batches} with the device synchronised, the first batch dropped; spread: (slowest - fastest) / median.",
+        f"Operations count 2 per multiply-add. Roofline: least time by operations alone at the "
+        f"{report['machine']['flops_per_second'] / 1e9:,.0f} GFLOP/s that one large product reaches here, over the "
+        "measured time.",
+        f"Shares of encoder / decoder / head / tokenizer in the time come from one more batch. Peak memory: "
+        f"{report['memory_counts']}. An asterisk marks the recipe's own settings.",
+    ]
+    if report["quality"]:
+        lines.append(report["quality"])
+    return lines + report["notes"]
+
+
+def write_report(
+    report: dict[str, Any], measurements: Sequence[Measurement], folder: Path, pictures: list[str]
+) -> None:
+    """Write `bench.json` and `report.md` into `folder`."""
+    text = json.dumps(report, indent=1, allow_nan=False)
+    (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
+    lines = ["# Speed and quality", "", f"`{report['command']}`", ""]
+    lines += ["![Speed against quality](tradeoff.png)", ""]
+    lines.append(markdown_tables(measurements))
+    lines += [f"- {line}" for line in conditions(report)]
+    if report["regressions"]:
+        lines += ["", "## Regressions", "", *(f"- {line}" for line in report["regressions"])]
+    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
