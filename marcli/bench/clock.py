@@ -1,23 +1,20 @@
 """Time and memory, measured so that two numbers may be compared.
 
-Special: the device is synchronised around every measurement; the time of an image comes from runs without any
-hook, and the shares of the parts from one more run in which every part is synchronised on its own.
+Special: the device is synchronised around every measurement. The time of an image comes from runs in which nothing
+stands in the way, the shares of the parts from one more run in which every part is synchronised on its own.
 """
 
 import gc
 import resource
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
-MEBIBYTE = 2**20
 
 
 def synchronise(device: torch.device) -> None:
@@ -37,58 +34,42 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of repeated runs of one thing, the warm-up already dropped."""
-
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """Median seconds of a run."""
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> float:
-        """(slowest - fastest) / median; 0 for a single run."""
-        return (max(self.seconds) - min(self.seconds)) / self.median
-
-
 class PartClock:
-    """Exclusive seconds of named parts of a model, by hooks on their modules.
+    """Exclusive seconds of named parts, by standing in front of their methods.
 
-    Time inside a part that is nested in another counts for the inner one only. Use as a context manager around the
+    Time of a part that is called from another counts for the inner one only. Use as a context manager around the
     run; `seconds` holds the result.
     """
 
-    def __init__(self, parts: dict[str, Sequence[nn.Module]], device: torch.device) -> None:
+    def __init__(self, parts: Mapping[str, Sequence[tuple[object, str]]], device: torch.device) -> None:
+        """`parts` maps a name to (object, name of its method) pairs."""
         self.seconds = dict.fromkeys(parts, 0.0)
         self._parts, self._device = parts, device
         self._stack: list[str] = []
         self._since = 0.0
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "PartClock":
-        for name, modules in self._parts.items():
-            for module in modules:
-                self._handles.append(module.register_forward_pre_hook(self._entering(name)))
-                self._handles.append(module.register_forward_hook(self._leaving, always_call=True))
+        for part, methods in self._parts.items():
+            for owner, name in methods:
+                setattr(owner, name, self._timed(part, getattr(owner, name)))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        for methods in self._parts.values():
+            for owner, name in methods:
+                delattr(owner, name)  # the stand-in; the class still has the method
 
-    def _entering(self, name: str) -> Callable[..., None]:
-        def hook(*_: object) -> None:
+    def _timed(self, part: str, method: Callable) -> Callable:
+        def stand_in(*args: object, **kwargs: object) -> object:
             self._settle()
-            self._stack.append(name)
+            self._stack.append(part)
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self._settle()
+                self._stack.pop()
 
-        return hook
-
-    def _leaving(self, *_: object) -> None:
-        self._settle()
-        self._stack.pop()
+        return stand_in
 
     def _settle(self) -> None:
         """Give the time since the last event to the part on top of the stack."""

@@ -13,6 +13,7 @@ from marcli.model.build import build_model
 from marcli.model.order import reveal_counts
 from marcli.model.process.gaussian import full_process
 from marcli.recipe.schema import Recipe
+from marcli.sampling.engine.plain import PlainEngine
 
 MASKED = {"kind": "masked", "width": 64, "encoder_depth": 2, "decoder_depth": 3, "heads": 4, "buffer_size": 3}
 CAUSAL = {"kind": "causal", "width": 64, "depth": 3, "heads": 4}
@@ -155,3 +156,27 @@ def test_autoencoder_as_counted(layout, blocks):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             vae.decode(latents)
         assert decoding(layout, 64 // blocks, 3).flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("backbone", "head", "tokenizer", "order", "extra"),
+    [
+        (MASKED, DIFFUSION, LATENTS, None, {"steps": 5, "diffusion_steps": 6}),
+        (MASKED, DIFFUSION, LATENTS, None, {"steps": 36, "diffusion_steps": 10, "max_timestep": 700}),
+        (MASKED, {"kind": "cross_entropy"}, CODES, None, {"steps": 9}),
+        (MASKED, {"kind": "l2"}, LATENTS, None, {"steps": 4}),
+        (CAUSAL, DIFFUSION, LATENTS, None, {"diffusion_steps": 3}),
+        (CAUSAL, {"kind": "cross_entropy"}, CODES, "random", {}),
+        (CAUSAL, {"kind": "cross_entropy"}, CODES, None, {"kv_cache": False}),
+    ],
+)
+def test_sampling_as_counted(backbone, head, tokenizer, order, extra, cfg):
+    recipe = recipe_of(backbone=backbone, head=head, tokenizer=tokenizer, order=order, cfg=cfg, **extra)
+    engine = PlainEngine(build_model(recipe).eval(), recipe)
+    batch = 2
+    tape = engine.draw_tape(seed=0, indices=range(batch))
+    with FlopCounterMode(display=False) as counter:
+        engine.latents(labels=torch.zeros(batch, dtype=torch.long), tape=tape, on_step=None)
+    counted = counter.get_total_flops() / batch
+    assert plain_cost(recipe, batch_size=batch).flops == pytest.approx(counted, rel=0.01)

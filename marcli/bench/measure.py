@@ -1,0 +1,144 @@
+"""The measuring loop: points take turns, one batch each, so that a slow minute of the machine slows them all.
+
+Special: the pictures that are timed are the pictures that are judged. Every point has the same number of them, and
+when time runs out all points stop after the same round.
+"""
+
+import ctypes
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from marcli.bench.clock import PartClock, peak_memory, timed
+from marcli.bench.points import Measurement, Point
+from marcli.bench.quality import Tally
+from marcli.sampling.engine.base import Engine
+from marcli.sampling.generate import generate
+from marcli.tokenizer.base import Tokenizer
+
+
+@dataclass
+class Contender:
+    """One point, ready to run: its engine and tokenizer on the device, and what it has shown so far."""
+
+    point: Point
+    engine: Engine
+    tokenizer: Tokenizer
+    num_classes: int
+    weight_bytes: int
+    tally: Tally | None
+    seconds: list[float] = field(default_factory=list)
+    shares: dict[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+    def batch(self, indices: Sequence[int], seed: int) -> Tensor:
+        """Generate one batch of pictures, classes taking turns."""
+        classes = range(self.num_classes)
+        pictures = list(generate(self.engine, self.tokenizer, classes=classes, seed=seed, batches=[indices]))
+        return pictures[0].images
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How long to measure: rounds of one batch per point, the first untimed; fewer when `seconds` run out."""
+
+    rounds: int
+    seconds: float | None
+    seed: int
+
+
+def run_rounds(contenders: Sequence[Contender], extent: Extent, on_batch: Callable[[], None]) -> None:
+    """Let every contender generate batch after batch; at least one round is timed."""
+    start = time.monotonic()
+    for number in range(extent.rounds):
+        began = time.monotonic()
+        for contender in contenders:
+            size = contender.point.batch_size
+            run_batch(contender, range(number * size, (number + 1) * size), extent.seed, is_first=number == 0)
+            on_batch()
+        now = time.monotonic()
+        if extent.seconds is not None and number >= 1 and now - start + (now - began) > extent.seconds:
+            return
+
+
+def run_batch(contender: Contender, indices: range, seed: int, *, is_first: bool) -> None:
+    """Generate, time and judge one batch; the first one warms up and shows the memory instead."""
+    device, images = contender.engine.device, []
+
+    def generate_batch() -> None:
+        images.append(contender.batch(indices, seed))
+
+    if is_first:
+        release_memory()
+        with peak_memory(device) as memory:
+            generate_batch()
+        contender.peak_bytes = memory.peak_bytes
+    else:
+        contender.seconds.append(timed(generate_batch, device) / len(indices))
+    if contender.tally is not None:
+        contender.tally.add(images[0])
+
+
+def release_memory() -> None:
+    """Give memory that is free but kept back to the system, so that a point does not inherit another's peak."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def measure_shares(contender: Contender, seed: int) -> None:
+    """Run one more batch with a clock on every part; the parts' shares of the batch's time go to `shares`."""
+    with ExitStack() as stack:
+        clock = stack.enter_context(PartClock(parts_of(contender), contender.engine.device))
+        seconds = timed(lambda: contender.batch(range(contender.point.batch_size), seed), contender.engine.device)
+    contender.shares = {name: spent / seconds for name, spent in clock.seconds.items()}
+
+
+def parts_of(contender: Contender) -> dict[str, list[tuple[object, str]]]:
+    """Which methods make up which part; a causal backbone and a DiT are all decoder."""
+    model = contender.engine.model
+    parts: dict[str, list[tuple[object, str]]] = {"tokenizer": [(contender.tokenizer, "decode")]}
+    if not hasattr(model, "head"):
+        return {"decoder": [(model, "forward")]} | parts
+    if hasattr(model.backbone, "encode"):
+        backbone = {"encoder": [(model.backbone, "encode")], "decoder": [(model.backbone, "decode")]}
+    else:
+        backbone = {"decoder": [(model.backbone, "predict")]}
+    return backbone | {"head": [(model.head, "sample")]} | parts
+
+
+def measurements_of(contenders: Sequence[Contender]) -> Iterator[Measurement]:
+    """What every contender has shown, without costs, which the caller adds."""
+    everyone = {id(contender.tokenizer): contender.weight_bytes for contender in contenders}
+    for contender in contenders:
+        others = sum(everyone.values()) - contender.weight_bytes
+        measurement = Measurement(
+            point=contender.point,
+            seconds_per_image=statistics.median(contender.seconds),
+            fastest=min(contender.seconds),
+            slowest=max(contender.seconds),
+            batches=len(contender.seconds),
+            flops_per_image=None,
+            published_flops_per_image=None,
+            roofline_seconds=None,
+            part_shares=contender.shares,
+            peak_memory_bytes=max(0, contender.peak_bytes - others),
+        )
+        if contender.tally is not None:
+            fid, spread = contender.tally.distance()
+            measurement = replace(
+                measurement,
+                fid=fid,
+                fid_spread=spread,
+                fid_images=contender.tally.count,
+                fid_protocol=contender.tally.protocol,
+            )
+        yield measurement

@@ -1,0 +1,53 @@
+"""Clocks and memory: exclusive times, and nothing left behind."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from marcli.bench.clock import PartClock, peak_memory, timed
+
+CPU = torch.device("cpu")
+
+
+class Inner(nn.Module):
+    def work(self):
+        time.sleep(0.03)
+        return "done"
+
+
+class Outer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Inner()
+
+    def work(self):
+        time.sleep(0.02)
+        return self.inner.work()
+
+
+def test_part_clock_gives_nested_time_to_the_inner_part_only():
+    outer = Outer()
+    with PartClock({"outer": [(outer, "work")], "inner": [(outer.inner, "work")]}, CPU) as clock:
+        total = timed(outer.work, CPU)
+    assert clock.seconds["inner"] > clock.seconds["outer"] > 0.015
+    assert sum(clock.seconds.values()) == pytest.approx(total, rel=0.2)
+
+
+def test_part_clock_restores_methods_after_an_error():
+    outer = Outer()
+    with pytest.raises(ZeroDivisionError), PartClock({"outer": [(outer, "work")]}, CPU):
+        raise ZeroDivisionError
+    assert "work" not in vars(outer)
+    assert outer.work() == "done"
+
+
+def test_peak_memory_sees_what_was_freed_before_the_end():
+    with peak_memory(CPU) as small:
+        pass
+    with peak_memory(CPU) as large:
+        torch.ones(2**25).sum()  # 128 MiB, freed at once
+    if "since the start" in large.counts:
+        pytest.skip("this system cannot reset its high-water mark")
+    assert large.peak_bytes - small.peak_bytes > 100 * 2**20

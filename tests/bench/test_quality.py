@@ -1,0 +1,51 @@
+"""The tally against the plain distance, and the jackknife against the spread over real seeds."""
+
+import numpy as np
+import pytest
+import torch
+
+from marcli.bench.quality import Judge, Tally
+from marcli.metrics.features import pixel_extractor
+from marcli.metrics.frechet import frechet_distance
+from marcli.metrics.statistics import gaussian_from_features
+
+SIDE = 2
+
+
+def pictures(seed: int, count: int, shift: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 200 + shift, (count, 1, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+
+
+def judge_of(real: torch.Tensor) -> Judge:
+    reference = gaussian_from_features(real.flatten(1).double().numpy() / 255 * 16)
+    return Judge(pixel_extractor(), reference, "pixels", "raw", is_grey=True)
+
+
+def test_tally_is_the_distance_of_all_pictures_at_once():
+    real, made = pictures(0, 500), pictures(1, 330, shift=55)
+    tally = Tally(judge_of(real))
+    for batch in made.split(30):
+        tally.add(batch)
+    expected = frechet_distance(gaussian_from_features(made.flatten(1).double().numpy() / 255 * 16), tally.judge.reference)
+    assert tally.count == 330
+    assert tally.distance()[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_jackknife_is_the_spread_over_seeds():
+    judge = judge_of(pictures(0, 5000))
+    distances, errors = [], []
+    for seed in range(1, 31):
+        tally = Tally(judge)
+        for batch in pictures(seed, 640, shift=55).split(40):
+            tally.add(batch)
+        distance, error = tally.distance()
+        distances.append(distance)
+        errors.append(error)
+    assert np.mean(errors) == pytest.approx(np.std(distances, ddof=1), rel=0.35)
+
+
+def test_no_error_is_claimed_from_a_single_batch():
+    tally = Tally(judge_of(pictures(0, 100)))
+    tally.add(pictures(1, 50))
+    assert tally.distance()[1] is None
