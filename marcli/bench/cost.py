@@ -126,7 +126,7 @@ def published_cost(recipe: Recipe) -> Cost:
 def plain_cost(recipe: Recipe, *, batch_size: int) -> Cost:
     """Cost of one image of a batch as `marcli.sampling` does it without an engine.
 
-    The last decoder block runs for the new tokens alone, and time is embedded once per diffusion step and half.
+    The last decoder block runs for the new tokens alone, and time is embedded once per diffusion step.
     """
     cost = published_cost(recipe)
     components = dict(cost.components)
@@ -135,7 +135,7 @@ def plain_cost(recipe: Recipe, *, batch_size: int) -> Cost:
         components["decoder/blocks"] = replace(blocks, flops=blocks.flops - saved)
     if "head/time" in components:
         time = components["head/time"]
-        flops = halves(recipe) * 2.0 * time.parameters * time.evaluations / batch_size
+        flops = 2.0 * time.parameters * time.evaluations / batch_size
         components["head/time"] = replace(time, flops=flops)
     return Cost(components, cost.unknown)
 
