@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 
-
 def synchronise(device: torch.device) -> None:
     """Wait until `device` has done everything asked of it."""
     if device.type == "cuda":

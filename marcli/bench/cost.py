@@ -193,17 +193,23 @@ def head_sampling(recipe: Recipe, *, rows: int, steps: int) -> dict[str, Compone
 
 
 def dit_components(recipe: Recipe) -> dict[str, tuple[float, int]]:
-    """(operations, weights) of one pass of a DiT over one image, as diffusers lays it out."""
+    """(operations, weights) of one pass of a DiT over one image.
+
+    Time and class are embedded by one module, anew for every block and for the output, as diffusers has it.
+    """
     backbone, tokens, width = recipe.model.backbone, recipe.num_tokens, recipe.model.backbone.width
-    time = TIME_FREQUENCIES * width + width**2  # every block owns an embedding of time and class, the output one too
-    modulation = backbone.depth * (time + 6 * width**2) + time + 2 * width**2
-    embed, output = recipe.token_dim * width, width * 2 * recipe.token_dim
-    blocks = backbone.depth * block_flops(tokens, tokens, width, 4)
+    embeddings, frequencies, time = backbone.depth + 1, TIME_FREQUENCIES * width, width**2
+    modulation, patch = (6 * backbone.depth + 2) * width**2, recipe.token_dim * width
     return {
-        "decoder/embed": (2.0 * tokens * embed, embed),
+        "decoder/frequencies": (2.0 * embeddings * frequencies, frequencies),
+        "decoder/time": (2.0 * embeddings * time, time),
         "decoder/modulation": (2.0 * modulation, modulation),
-        "decoder/blocks": (blocks, backbone.depth * block_parameters(width, 4)),
-        "decoder/output": (2.0 * tokens * output, output),
+        "decoder/embed": (2.0 * tokens * patch, patch),
+        "decoder/blocks": (
+            backbone.depth * block_flops(tokens, tokens, width, 4),
+            backbone.depth * block_parameters(width, 4),
+        ),
+        "decoder/output": (2.0 * tokens * 2 * patch, 2 * patch),
     }
 
 

@@ -33,7 +33,8 @@ def training_cost(recipe: Recipe) -> Cost:
         case CausalBackbone():
             forward = causal_forward(recipe)
         case DiTBackbone():
-            forward = {name: (flops, weights, 3) for name, (flops, weights) in dit_components(recipe).items()}
+            first = ("decoder/embed", "decoder/frequencies")  # their inputs need no gradient
+            forward = {name: (*work, 2 if name in first else 3) for name, work in dit_components(recipe).items()}
     if recipe.model.head is not None:
         forward |= head_forward(recipe, rows)
     return Cost(

@@ -13,16 +13,19 @@ from marcli.model.build import build_model
 from marcli.model.order import reveal_counts
 from marcli.model.process.gaussian import full_process
 from marcli.recipe.schema import Recipe
-from marcli.sampling.engine.plain import PlainEngine
+from marcli.sampling.engine.build import build_engine
+from marcli.sampling.system import System
+from marcli.tokenizer.base import Tokenizer
 
 MASKED = {"kind": "masked", "width": 64, "encoder_depth": 2, "decoder_depth": 3, "heads": 4, "buffer_size": 3}
 CAUSAL = {"kind": "causal", "width": 64, "depth": 3, "heads": 4}
 DIFFUSION = {"kind": "diffusion", "width": 96, "depth": 2}
 CODES = {"kind": "kmeans", "patch_size": 2, "codebook_size": 128}
+DIT = {"kind": "dit", "width": 64, "depth": 3, "heads": 4}
 LATENTS = {"kind": "kmeans", "patch_size": 2, "output": "latents"}
 
 
-def recipe_of(*, backbone, head, tokenizer, order=None, image_size=12, **sample) -> Recipe:
+def recipe_of(*, backbone, head, tokenizer, order=None, image_size=12, patch_size=1, **sample) -> Recipe:
     """A recipe on 3-channel pictures."""
     return Recipe.model_validate_json(
         json.dumps(
@@ -30,7 +33,7 @@ def recipe_of(*, backbone, head, tokenizer, order=None, image_size=12, **sample)
                 "name": "cost",
                 "data": {"path": "somewhere", "image_size": image_size, "num_classes": 10},
                 "tokenizer": tokenizer,
-                "model": {"backbone": backbone, "head": head, "order": order},
+                "model": {"backbone": backbone, "head": head, "order": order, "patch_size": patch_size},
                 "train": {"steps": 1, "batch_size": 4, "lr": 1e-4},
                 "sample": sample,
             }
@@ -79,6 +82,13 @@ def test_plain_leaves_out_what_it_says():
     assert plain_cost(recipe, batch_size=10**9).flops == pytest.approx(expected, rel=1e-6)
 
 
+def test_dit_xl_2():
+    backbone = {"kind": "dit", "width": 1152, "depth": 28, "heads": 16}
+    recipe = recipe_of(backbone=backbone, head=None, tokenizer={"kind": "kl8"}, image_size=256, patch_size=2)
+    one_pass = published_cost(recipe).part("decoder") / denoising_steps(100, 999)
+    assert one_pass / 2e9 == pytest.approx(118.64, rel=0.01)  # multiply-adds, as its authors state them
+
+
 def test_guidance_doubles_everything_but_the_tokenizer():
     guided = published_recipe(*B, 64)
     single = guided.model_copy(update={"sample": guided.sample.model_copy(update={"cfg": 1.0})})
@@ -106,6 +116,7 @@ def test_denoising_steps_are_the_processs(steps, largest):
         (MASKED, {"kind": "l2"}, LATENTS, None),
         (CAUSAL, DIFFUSION, LATENTS, None),
         (CAUSAL, {"kind": "cross_entropy"}, CODES, "random"),
+        (DIT, None, LATENTS, None),
     ],
 )
 def test_training_step_as_counted(backbone, head, tokenizer, order):
@@ -169,11 +180,13 @@ def test_autoencoder_as_counted(layout, blocks):
         (CAUSAL, DIFFUSION, LATENTS, None, {"diffusion_steps": 3}),
         (CAUSAL, {"kind": "cross_entropy"}, CODES, "random", {}),
         (CAUSAL, {"kind": "cross_entropy"}, CODES, None, {"kv_cache": False}),
+        (DIT, None, LATENTS, None, {"diffusion_steps": 4}),
     ],
 )
 def test_sampling_as_counted(backbone, head, tokenizer, order, extra, cfg):
     recipe = recipe_of(backbone=backbone, head=head, tokenizer=tokenizer, order=order, cfg=cfg, **extra)
-    engine = PlainEngine(build_model(recipe).eval(), recipe)
+    system = System("", recipe, build_model(recipe).eval(), Tokenizer(recipe.latent, scale=1.0), "raw", None, None)
+    engine = build_engine(system, name="plain", device=torch.device("cpu"), precision="fp32")
     batch = 2
     tape = engine.draw_tape(seed=0, indices=range(batch))
     with FlopCounterMode(display=False) as counter:

@@ -27,7 +27,9 @@ def test_tally_is_the_distance_of_all_pictures_at_once():
     tally = Tally(judge_of(real))
     for batch in made.split(30):
         tally.add(batch)
-    expected = frechet_distance(gaussian_from_features(made.flatten(1).double().numpy() / 255 * 16), tally.judge.reference)
+    expected = frechet_distance(
+        gaussian_from_features(made.flatten(1).double().numpy() / 255 * 16), tally.judge.reference
+    )
     assert tally.count == 330
     assert tally.distance()[0] == pytest.approx(expected, rel=1e-6)
 
