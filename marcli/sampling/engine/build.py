@@ -5,7 +5,9 @@ from typing import Literal
 
 import torch
 
+from marcli.errors import UsageError
 from marcli.sampling.engine.base import Engine
+from marcli.sampling.engine.fast import FastEngine
 from marcli.sampling.engine.plain import PlainEngine
 from marcli.sampling.system import System
 
@@ -17,15 +19,18 @@ def build_engine(
 ) -> Engine:
     """Return an engine on `device`; the system's own model is left as it is.
 
-    'auto' is the fastest lossless engine that can run this model here.
+    'auto' is the fastest lossless engine that can run this model here; 'fast' raises UsageError where there is none.
     """
+    is_dit = system.recipe.model.backbone.kind == "dit"
+    if name == "fast" and is_dit:
+        raise UsageError("--engine fast speeds up autoregressive models, and a DiT is not one: use auto or plain.")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = system.model
     if next(model.parameters()).dtype != dtype or next(model.parameters()).device != device:
         model = copy.deepcopy(model).to(device=device, dtype=dtype)
     model.eval().requires_grad_(False)
-    if system.recipe.model.backbone.kind == "dit":
+    if is_dit:
         from marcli.sampling.engine.dit import DiTEngine
 
         return DiTEngine(model, system.recipe)
-    return PlainEngine(model, system.recipe)
+    return (PlainEngine if name == "plain" else FastEngine)(model, system.recipe)

@@ -1,0 +1,72 @@
+"""The masked backbone with packed weights and fused activations; what it computes is `MaskedBackbone`'s code."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from marcli.model.backbone.masked import MaskedBackbone
+from marcli.model.layers.block import Block
+from marcli.sampling.engine.linear import PackedLinear, packed
+
+
+class FastMaskedBackbone(MaskedBackbone):
+    """A `MaskedBackbone` over faster blocks."""
+
+    def __init__(self, backbone: MaskedBackbone) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(backbone.__dict__)
+        self._modules = dict(backbone._modules)  # the plain backbone keeps its own blocks
+        self.decoder_embed = packed(backbone.decoder_embed, pack=worth_packing(backbone.mask_token))
+        self.encoder = nn.ModuleList(FastBlock(block) for block in backbone.encoder)
+        self.decoder = nn.ModuleList(FastBlock(block) for block in backbone.decoder[:-1])
+        self.decoder.append(LastBlock(backbone.decoder[-1]))
+
+
+def worth_packing(parameter: Tensor) -> bool:
+    """At hundreds of rows fp32 products run at full speed on plain weights."""
+    return parameter.dtype == torch.bfloat16
+
+
+class FastBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        pack = worth_packing(block.attn.proj.weight)
+        self.heads = block.attn.heads
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.qkv = packed(block.attn.qkv, pack=pack)
+        self.proj = packed(block.attn.proj, pack=pack)
+        self.fc1 = packed(block.mlp.fc1, activation="gelu", pack=pack)
+        self.fc2 = packed(block.mlp.fc2, pack=pack)
+
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        return self.rest(x, *self.heads_of(self.qkv(self.norm1(x)), 3))
+
+    def heads_of(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """[batch, n, parts * width] to `parts` tensors [batch, heads, n, width / heads]."""
+        return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def rest(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Everything behind queries, keys and values."""
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.fc2(self.fc1(self.norm2(x)))
+
+
+class LastBlock(FastBlock):
+    """A block computed for some tokens of a context."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__(block)
+        weight, bias, width = block.attn.qkv.weight, block.attn.qkv.bias, block.attn.proj.in_features
+        pack = worth_packing(weight)
+        self.q = PackedLinear(weight[:width], bias[:width], activation="none", pack=pack)
+        self.kv = PackedLinear(weight[width:], bias[width:], activation="none", pack=pack)
+        del self.qkv
+
+    def forward(
+        self, x: Float[Tensor, "batch queries width"], *, context: Float[Tensor, "batch keys width"]
+    ) -> Float[Tensor, "batch queries width"]:
+        (q,) = self.heads_of(self.q(self.norm1(x)), 1)
+        return self.rest(x, q, *self.heads_of(self.kv(self.norm1(context)), 2))
