@@ -61,7 +61,10 @@ def build_tokenizer(recipe: Recipe, *, folder: Path | None) -> Tokenizer:
             f"{folder} was made with scale {record['scale']}, but tokenizer.scale is {recipe.tokenizer.scale}: "
             "leave tokenizer.scale out, or use another folder"
         )
-    tokenizer = _from_recipe(recipe, saved=folder, weights=record["weights"])
+    weights = record["weights"]
+    if weights is not None and (folder / weights).exists():  # a shared run brings its autoencoder along
+        weights = str(folder / weights)
+    tokenizer = _from_recipe(recipe, saved=folder, weights=weights)
     tokenizer.scale = record["scale"]
     if tokenizer.fingerprint != record["fingerprint"]:
         raise MarcliError(
