@@ -11,6 +11,7 @@ from marcli.errors import MarcliError, UsageError
 from marcli.model.build import build_model
 from marcli.recipe.reader import read_recipe, recipe_text, shipped_recipe, write_recipe
 from marcli.recipe.schema import Recipe
+from marcli.runtime.atomic import sha256_file
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.generate import generate
 from marcli.sampling.load import load_system, random_system
@@ -145,6 +146,26 @@ def test_what_is_missing_is_named(tmp_path: Path, recipe: Recipe, monkeypatch) -
     (run / "recipe.yaml").unlink()
     with pytest.raises(UsageError, match=r"no recipe\.yaml"):
         load_system(str(run), weights="ema", overrides=[])
+
+
+def test_a_shared_run_that_changed_is_refused(tmp_path: Path, recipe: Recipe, monkeypatch) -> None:
+    run = make_run(tmp_path / "run", recipe)
+    monkeypatch.setattr("marcli.sampling.load.fetch_shared", lambda identifier: run)
+
+    def refused(manifest: object) -> str:
+        (run / "manifest.json").write_text(manifest if isinstance(manifest, str) else json.dumps(manifest))
+        with pytest.raises(MarcliError) as error:
+            load_system("hub:user/run", weights="ema", overrides=[])
+        return str(error.value)
+
+    sha256 = sha256_file(run / "weights.safetensors")
+    (run / "manifest.json").write_text(json.dumps({"weights.safetensors": sha256}))
+    assert load_system("hub:user/run", weights="ema", overrides=[]).name == "hub:user/run"
+    assert "weights.safetensors is not the file that was shared" in refused({"weights.safetensors": "0" * 64})
+    assert "lacks codebook" in refused({"codebook": sha256})
+    assert "outside of its folder" in refused({"../../etc/passwd": sha256})
+    assert "outside of its folder" in refused({"/etc/passwd": sha256})
+    assert "not a mapping" in refused("[1]") and "not a mapping" in refused("{")
 
 
 def test_random_weights_depend_on_the_seed_alone_and_leave_the_global_generator(recipe: Recipe) -> None:
