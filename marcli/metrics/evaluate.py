@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from marcli import __version__
@@ -68,7 +68,7 @@ class EvalResult:
 
 
 def evaluate(
-    batches: Iterable[UInt8[Tensor, "batch channels height width"]],
+    batches: Iterable[Shaped[Tensor, "_ channels _ _"]],
     extractor: Extractor,
     reference: Reference,
     *,
@@ -111,7 +111,7 @@ def score_features(
 ) -> EvalResult:
     """Return the scores of features in picture order; raises UsageError for a reference that does not compare."""
     require_finite(features)
-    if extractor.name == "pixels":
+    if extractor.name == "pixels" and features.shape[1] == 3 * reference.gaussian.dim:
         features = merge_grey_channels(features)
     count, dim = features.shape
     warnings = check_comparable(reference, extractor, image_size=image_size, dim=dim)

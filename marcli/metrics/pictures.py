@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from marcli.runtime.atomic import sha256_file
 SAMPLE_NAME = re.compile(r"\d{6,}\.png")
 
 
+@runtime_checkable
 class PictureSource(Protocol):
     """Pictures of one size in a fixed order.
 

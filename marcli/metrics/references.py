@@ -119,7 +119,8 @@ def open_reference(
     are kept in the user's cache. Raises UsageError for a reference that does not compare.
     """
     if isinstance(place, str) and place.endswith(".npz"):
-        reference = read_reference(Path(place).expanduser(), extractor, processes=processes, workers=workers)
+        path = Path(place).expanduser()
+        reference = read_reference(path, extractor, image_size=image_size, processes=processes, workers=workers)
     else:
         is_data = isinstance(place, Data)
         source = training_pictures(place) if is_data else open_pictures(place, image_size=image_size)
@@ -147,13 +148,16 @@ def measure_once(
     return replace(read_statistics(path), name=source.name) if processes.is_main else None
 
 
-def read_reference(path: Path, extractor: Extractor, *, processes: Processes, workers: int) -> Reference | None:
+def read_reference(
+    path: Path, extractor: Extractor, *, image_size: int, processes: Processes, workers: int
+) -> Reference | None:
     """Return the reference in an npz of statistics, of pictures, or of both as ADM's; on the main process only."""
     names = archive_names(path)
     moments = read_statistics(path) if {"mu", "sigma"} <= set(names) else None
     if "arr_0" not in names:
         return moments or read_statistics(path)
     source = ArchivePictures(path)
+    check_size(source.name, source.image_size, image_size)
     pictures = measure_once(source, extractor, processes=processes, workers=workers)
     if pictures is None or moments is None:
         return pictures
@@ -212,7 +216,7 @@ def stream_features(
     workers: int,
 ) -> tuple[RunningMoments | None, dict[int, np.ndarray]]:
     """Return the moments of all `indices` and the features of those `kept`, merged over all processes."""
-    units = [indices[start : start + UNIT] for start in range(0, len(indices), UNIT)]
+    units = [indices[start : start + UNIT].tolist() for start in range(0, len(indices), UNIT)]
     mine = units[processes.rank :: processes.world_size]
     wanted, moments, rows = set(kept.tolist()), None, {}
     batches = (batch for unit in mine for batch in network_batches(unit))
@@ -281,6 +285,15 @@ def write_statistics(reference: Reference, path: Path) -> Path:
     return beside
 
 
+def check_size(name: str, theirs: int | None, ours: int) -> None:
+    """Raise UsageError when a reference has pictures of another side; None is not known."""
+    if theirs is not None and theirs != ours:
+        raise UsageError(
+            f"The reference {name} was made from pictures of {theirs} pixels, and the samples have {ours}: make one "
+            "for this size with --make-stats."
+        )
+
+
 def check_comparable(reference: Reference, extractor: Extractor, *, image_size: int, dim: int) -> list[str]:
     """Raise UsageError for a reference of another network, protocol, dimension or picture size; return warnings."""
     theirs, ours = reference.identity, extractor.identity
@@ -290,15 +303,11 @@ def check_comparable(reference: Reference, extractor: Extractor, *, image_size: 
                 f"The reference {reference.name} was made with {what} {theirs[key]!r}, and the samples are measured "
                 f"with {ours[key]!r}: such numbers do not compare. Make one with --make-stats, or change --{what}."
             )
+    check_size(reference.name, reference.image_size, image_size)
     if reference.gaussian.dim != dim:
         raise UsageError(
             f"The reference {reference.name} has {reference.gaussian.dim} dimensions and the samples' features {dim}: "
             "it was made with another feature network, or from pictures of another size or colour."
-        )
-    if reference.image_size is not None and reference.image_size != image_size:
-        raise UsageError(
-            f"The reference {reference.name} was made from pictures of {reference.image_size} pixels, and the samples "
-            f"have {image_size}: make one for this size with --make-stats."
         )
     warnings = []
     if not reference.stated and (extractor.name, extractor.protocol) != ADM_PROTOCOL:

@@ -1,0 +1,104 @@
+"""Pictures to be measured: what is read as it is, and what is refused by name."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from marcli.errors import MarcliError, UsageError
+from marcli.metrics.pictures import chosen_indices, open_pictures
+
+
+def noise(count: int, size: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+
+
+def write_folder(folder: Path, images: np.ndarray, names: list[str]) -> Path:
+    for name, image in zip(names, images, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(folder / name)
+    return folder
+
+
+def test_a_folder_and_both_kinds_of_npz_give_the_same_pictures(tmp_path):
+    images = noise(5, 16)
+    np.savez(tmp_path / "stored.npz", arr_0=images, arr_1=np.arange(5))
+    np.savez_compressed(tmp_path / "packed.npz", arr_0=images)
+    folder = write_folder(tmp_path / "png", images, [f"{i:06d}.png" for i in range(5)])
+    for place in (tmp_path / "stored.npz", tmp_path / "packed.npz", folder):
+        source = open_pictures(str(place), image_size=None)
+        assert (len(source), source.image_size) == (5, 16)
+        np.testing.assert_array_equal(source.read([3, 1]).permute(0, 2, 3, 1).numpy(), images[[3, 1]])
+
+
+def test_the_grid_beside_samples_is_not_a_sample(tmp_path):
+    folder = write_folder(tmp_path, noise(2, 8), ["000000.png", "000001.png"])
+    Image.new("RGB", (40, 20)).save(folder / "grid.png")
+    (folder / "samples.json").write_text(json.dumps({}))
+    assert len(open_pictures(str(folder), image_size=None)) == 2
+
+
+def test_a_few_of_a_set_in_class_order_are_spread_evenly(tmp_path):
+    by_class = write_folder(tmp_path / "a", noise(6, 8), [f"{c}/{i}.png" for c in "abc" for i in range(2)])
+    assert chosen_indices(open_pictures(str(by_class), image_size=None), 3).tolist() == [0, 2, 4]
+    samples = write_folder(tmp_path / "b", noise(6, 8), [f"{i:06d}.png" for i in range(6)])
+    assert chosen_indices(open_pictures(str(samples), image_size=None), 3).tolist() == [0, 1, 2]
+    with pytest.raises(UsageError, match="asks for 7 pictures, but .* holds 6"):
+        chosen_indices(open_pictures(str(samples), image_size=None), 7)
+
+
+def test_sizes(tmp_path):
+    folder = write_folder(tmp_path / "mixed", noise(2, 16), ["a.png", "b.png"])
+    Image.new("RGB", (16, 12)).save(folder / "c.png")
+    source = open_pictures(str(folder), image_size=None)
+    with pytest.raises(MarcliError, match=r"c\.png is 16x12 pixels, but a\.png is 16 wide.*--image-size"):
+        source.read([0, 1, 2])
+    assert open_pictures(str(folder), image_size=8).read([2]).shape == (1, 3, 8, 8)
+    with pytest.raises(UsageError, match="at most 16 pixels wide, but 32 are needed"):
+        open_pictures(str(folder), image_size=32)
+
+
+def test_broken_and_missing_pictures_are_named(tmp_path):
+    folder = write_folder(tmp_path / "some", noise(2, 64), ["a.png", "b.png"])
+    whole = (folder / "b.png").read_bytes()
+    (folder / "b.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(MarcliError, match=r"b\.png cannot be read .*no score leaves a picture out"):
+        open_pictures(str(folder), image_size=None).read([0, 1])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="empty holds no images"):
+        open_pictures(str(tmp_path / "empty"), image_size=None)
+    with pytest.raises(UsageError, match=r"There is no .*/none: give a folder"):
+        open_pictures(str(tmp_path / "none"), image_size=None)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((2, 8, 8, 3), dtype=np.float32), r"arr_0 is float32 \[2, 8, 8, 3\], but pictures are uint8"),
+        (np.full((2, 8, 8, 3), np.nan), "arr_0 is float64"),
+        (np.zeros((2, 8, 8), dtype=np.uint8), r"arr_0 is uint8 \[2, 8, 8\]"),
+        (np.zeros((2, 8, 6, 3), dtype=np.uint8), "not pictures"),
+        (np.zeros((0, 8, 8, 3), dtype=np.uint8), "not pictures"),
+        (np.array([{"a": 1}, None], dtype=object), "holds Python objects"),
+    ],
+)
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_that_are_no_pictures(tmp_path, array, words, save):
+    save(tmp_path / "x.npz", arr_0=array)
+    with pytest.raises(MarcliError, match=words):
+        open_pictures(str(tmp_path / "x.npz"), image_size=None)
+
+
+def test_files_that_are_no_archives(tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=noise(20, 16))
+    whole = (tmp_path / "x.npz").read_bytes()
+    (tmp_path / "x.npz").write_bytes(whole[:9000])
+    with pytest.raises(MarcliError, match="not a complete npz"):
+        open_pictures(str(tmp_path / "x.npz"), image_size=None)
+    np.savez(tmp_path / "y.npz", images=noise(2, 8))
+    with pytest.raises(MarcliError, match="no array 'arr_0'; it has images"):
+        open_pictures(str(tmp_path / "y.npz"), image_size=None)
+    with pytest.raises(UsageError, match="There is no file"):
+        open_pictures(str(tmp_path / "z.npz"), image_size=None)

@@ -1,0 +1,112 @@
+"""References: ADM's files as they are, statistics made here, and what does not compare."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from team import OneOf
+
+from marcli.errors import MarcliError, UsageError
+from marcli.metrics import references
+from marcli.metrics.features import Extractor, pixel_extractor
+from marcli.metrics.pictures import open_pictures
+from marcli.metrics.references import check_comparable, measure, open_reference, read_statistics, write_statistics
+
+ALONE = {"processes": OneOf(), "workers": 1}
+
+
+def archive(path: Path, *, count: int = 30, size: int = 8, seed: int = 0, **more: np.ndarray) -> Path:
+    images = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    np.savez(path, arr_0=images, **more)
+    return path
+
+
+def colour_means(protocol: str = "legacy_tensorflow") -> Extractor:
+    """Stands for Inception: three features, the mean of each channel."""
+    return Extractor("inception", protocol, "0" * 64, torch.Tensor.float, lambda x: x.mean((2, 3)), None, torch.device("cpu"))
+
+
+def test_adm_file_with_moments_and_pictures_gives_each_to_its_metric(tmp_path, monkeypatch):
+    monkeypatch.setenv("MARCLI_CACHE", str(tmp_path / "cache"))
+    mu, sigma = np.array([1.0, 2.0, 3.0], dtype=np.float32), np.eye(3, dtype=np.float32)
+    path = archive(tmp_path / "VIRTUAL.npz", mu=mu, sigma=sigma, mu_s=mu, sigma_s=sigma)
+    reference = open_reference(str(path), colour_means(), image_size=8, **ALONE)
+    assert reference.gaussian.mean.dtype == np.float64
+    np.testing.assert_array_equal(reference.gaussian.mean, mu)
+    images = np.load(path)["arr_0"]
+    np.testing.assert_allclose(reference.features, images.mean((1, 2)), rtol=1e-6)
+    again = open_reference(str(path), colour_means(), image_size=8, **ALONE)  # now from the cache
+    np.testing.assert_array_equal(again.features, reference.features)
+    assert check_comparable(reference, colour_means(), image_size=8, dim=3) == []
+
+
+def test_moments_alone_lack_the_pictures_for_precision_and_recall(tmp_path):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(3), sigma=np.eye(3))
+    reference = open_reference(str(tmp_path / "stats.npz"), colour_means(), image_size=64, **ALONE)
+    [warning] = check_comparable(reference, colour_means(), image_size=64, dim=3)
+    assert "Precision, recall and KID need" in warning and "10,000 pictures" in warning
+    warnings = check_comparable(reference, colour_means("clean"), image_size=64, dim=3)
+    assert "does not say which network and resizing" in warnings[0]
+
+
+def test_statistics_round_trip_and_know_what_they_are(tmp_path):
+    extractor, source = pixel_extractor(), open_pictures(str(archive(tmp_path / "x.npz", count=400)), image_size=None)
+    made = measure(source, extractor, num=None, **ALONE)
+    beside = write_statistics(made, tmp_path / "stats.npz")
+    read = read_statistics(tmp_path / "stats.npz")
+    np.testing.assert_array_equal(read.gaussian.covariance, made.gaussian.covariance)
+    np.testing.assert_array_equal(read.features, made.features)
+    assert (read.identity, read.image_size, read.gaussian.count) == (extractor.identity, 8, 400)
+    assert json.loads(beside.read_text())["sha256"] == read.sha256
+    with pytest.raises(UsageError, match="made with features 'pixels', and the samples are measured with 'inception'"):
+        check_comparable(read, colour_means(), image_size=8, dim=192)
+    with pytest.raises(UsageError, match="made from pictures of 8 pixels, and the samples have 16"):
+        check_comparable(read, extractor, image_size=16, dim=192)
+    with pytest.raises(UsageError, match="192 dimensions and the samples' features 64"):
+        check_comparable(read, extractor, image_size=8, dim=64)
+
+
+def test_more_pictures_than_are_kept_stream_to_the_same_moments(tmp_path, monkeypatch):
+    source = open_pictures(str(archive(tmp_path / "x.npz", count=700, size=4)), image_size=None)
+    whole = measure(source, pixel_extractor(), num=None, **ALONE)
+    monkeypatch.setattr(references, "KEPT_FEATURES", 100)
+    streamed = measure(source, pixel_extractor(), num=None, **ALONE)
+    assert streamed.features.shape == (100, 48) and streamed.gaussian.count == 700
+    np.testing.assert_allclose(streamed.gaussian.covariance, whole.gaussian.covariance, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kept", [50, 10_000])
+def test_grey_pictures_count_one_channel(tmp_path, monkeypatch, kept):
+    monkeypatch.setattr(references, "KEPT_FEATURES", kept)
+    grey = np.random.default_rng(0).integers(0, 256, (90, 4, 4, 1), dtype=np.uint8)
+    np.savez(tmp_path / "grey.npz", arr_0=grey)
+    np.savez(tmp_path / "rgb.npz", arr_0=grey.repeat(3, axis=3))
+    first, second = (
+        measure(open_pictures(str(tmp_path / name), image_size=None), pixel_extractor(), num=None, **ALONE)
+        for name in ("grey.npz", "rgb.npz")
+    )
+    assert first.gaussian.dim == 16
+    np.testing.assert_array_equal(first.gaussian.covariance, second.gaussian.covariance)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"mu": np.zeros(3)}, "no mu and sigma; it has mu"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, "do not belong together"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3) * np.nan}, "holds NaN"),
+        ({"mu": np.array([None, 1]), "sigma": np.eye(2)}, "Python objects"),
+    ],
+)
+def test_damaged_statistics(tmp_path, arrays, words):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(MarcliError, match=words):
+        read_statistics(tmp_path / "x.npz")
+
+
+def test_pictures_of_another_resolution_are_refused(tmp_path):
+    path = archive(tmp_path / "x.npz", size=8)
+    with pytest.raises(UsageError, match="8 pixels, and the samples have 4"):
+        open_reference(str(path), pixel_extractor(), image_size=4, **ALONE)
