@@ -13,6 +13,7 @@ from marcli.cli.options import (
     CfgSchedule,
     Classes,
     DiffusionSteps,
+    Engine,
     Gpus,
     NumProcesses,
     Precision,
@@ -29,6 +30,7 @@ from marcli.errors import UsageError
 if TYPE_CHECKING:
     from marcli.metrics.features import Extractor
     from marcli.runtime.accelerator import Processes
+    from marcli.sampling.engine.build import EngineName
 
 PAPER_NUM = 50_000
 READERS = 2
@@ -77,6 +79,7 @@ def eval_fid(
     out: Annotated[
         Path | None, typer.Option(help="Results and features; default: eval in the run, or IMAGES.eval beside them.")
     ] = None,
+    engine: Engine = "auto",
     gpus: Gpus = "auto",
     processes: NumProcesses = 1,
     precision: Precision = "auto",
@@ -138,6 +141,7 @@ def eval_fid(
             seeds=seed_list,
             classes=classes,
             splits=inception_splits,
+            engine=engine,
             out=out,
         )
     if team.is_main:
@@ -256,6 +260,7 @@ def measure_system(
     seeds: list[int],
     classes: str,
     splits: str,
+    engine: "EngineName",
     out: Path | None,
 ) -> tuple[list[str], dict]:
     """Measure pictures that a run, published weights or a shared run make on the fly."""
@@ -264,11 +269,12 @@ def measure_system(
     from marcli.metrics.references import open_reference
     from marcli.sampling.evaluation import collect_samples, evaluation_folder, system_settings
     from marcli.sampling.load import load_system
+    from marcli.sampling.sample import chosen_classes
 
     with team.main_first():
         system = load_system(spec, weights=weights, overrides=overrides)
     size = system.recipe.data.image_size
-    wanted = parse_classes(classes, system.recipe.data.num_classes)
+    wanted = chosen_classes(classes, system.recipe)
     against = open_reference(
         reference or system.recipe.data, extractor, image_size=size, processes=team, workers=READERS
     )
@@ -282,7 +288,7 @@ def measure_system(
             num=num,
             classes=wanted,
             folder=folder,
-            engine="auto",
+            engine=engine,
             precision=team.precision,
             processes=team,
         )
@@ -301,13 +307,3 @@ def measure_system(
         )
         results.append(result)
     return write_report(results, folder) if results else ([], {})
-
-
-def parse_classes(text: str, num_classes: int) -> list[int]:
-    """Return the numbers in '207,360', or every class for 'all'; raises UsageError."""
-    if text == "all":
-        return list(range(num_classes))
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) < num_classes for part in parts):
-        raise UsageError(f"--classes {text!r}: give numbers below {num_classes} such as 0,{num_classes - 1}, or all.")
-    return [int(part) for part in parts]

@@ -31,9 +31,9 @@ def system_settings(system: System) -> dict[str, object]:
 
 
 def evaluation_folder(system: System) -> Path:
-    """Return where a system's evaluations lie: in its run, or under runs/ for weights that came from elsewhere."""
+    """Return where a system's evaluations lie: in its run, or under eval/ for weights that came from elsewhere."""
     run = Path(system.name)
-    return run / "eval" if run.is_dir() else Path("runs") / run.name.replace(":", "-") / "eval"
+    return run / "eval" if run.is_dir() else Path("eval") / system.recipe.name
 
 
 def collect_samples(

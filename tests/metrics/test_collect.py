@@ -5,12 +5,12 @@ import signal
 import numpy as np
 import pytest
 import torch
-from team import OneOf
 
 from marcli.errors import MarcliError, StoppedError
 from marcli.metrics.collect import collect_pictures
 from marcli.metrics.features import Extractor
 from marcli.metrics.pictures import open_pictures
+from tests.metrics.team import OneOf
 
 
 class Counting:

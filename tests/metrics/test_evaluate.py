@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from team import OneOf
 
 from marcli.errors import MarcliError
 from marcli.metrics.evaluate import distance_name, evaluate, score_features, summarize
 from marcli.metrics.features import Extractor, pixel_extractor
 from marcli.metrics.pictures import open_pictures
 from marcli.metrics.references import measure
+from tests.metrics.team import OneOf
 
 
 def noise(count: int, seed: int = 0) -> torch.Tensor:

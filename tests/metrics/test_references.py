@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from team import OneOf
 
 from marcli.errors import MarcliError, UsageError
 from marcli.metrics import references
 from marcli.metrics.features import Extractor, pixel_extractor
 from marcli.metrics.pictures import open_pictures
 from marcli.metrics.references import check_comparable, measure, open_reference, read_statistics, write_statistics
+from tests.metrics.team import OneOf
 
 ALONE = {"processes": OneOf(), "workers": 1}
 
@@ -25,7 +25,9 @@ def archive(path: Path, *, count: int = 30, size: int = 8, seed: int = 0, **more
 
 def colour_means(protocol: str = "legacy_tensorflow") -> Extractor:
     """Stands for Inception: three features, the mean of each channel."""
-    return Extractor("inception", protocol, "0" * 64, torch.Tensor.float, lambda x: x.mean((2, 3)), None, torch.device("cpu"))
+    return Extractor(
+        "inception", protocol, "0" * 64, torch.Tensor.float, lambda x: x.mean((2, 3)), None, torch.device("cpu")
+    )
 
 
 def test_adm_file_with_moments_and_pictures_gives_each_to_its_metric(tmp_path, monkeypatch):

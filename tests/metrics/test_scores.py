@@ -1,6 +1,5 @@
 """IS, KID, precision and recall against torch-fidelity, clean-fid and ADM's formulas on the same features."""
 
-import adm_suite
 import numpy as np
 import pytest
 import torch
@@ -9,6 +8,7 @@ from marcli.errors import MarcliError
 from marcli.metrics import scores
 from marcli.metrics.frechet import frechet_distance
 from marcli.metrics.statistics import gaussian_from_features
+from tests.metrics import adm_suite
 
 
 @pytest.fixture(scope="module")

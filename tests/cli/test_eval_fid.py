@@ -1,0 +1,103 @@
+"""`marcli eval-fid`, from the command line to scores: runs, folders, archives, statistics, and wrong usage."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from marcli.cli.app import run
+from tests.model import tiny
+from tests.sampling.runs import write_run
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    recipe = tiny.recipe("masked", "random", "diffusion", num=12, batch_size=20, cfg=2.0)
+    return write_run(tmp_path_factory.mktemp("runs") / "tiny", recipe)
+
+
+@pytest.fixture
+def measure(capsys):
+    """Run eval-fid in raw pixels and return the JSON object that it ends with."""
+
+    def call(*arguments: object) -> dict:
+        assert run(["eval-fid", *map(str, arguments), "--features", "pixels", "--gpus", "0", "--json"]) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return call
+
+
+def test_on_the_fly_equals_the_written_pictures_and_their_archive(run_folder, tmp_path, measure):
+    options = ["--seed", 3, "--num", 70, "--gpus", "0", "--out", tmp_path / "png", "--npz"]
+    assert run(["sample", *map(str, [run_folder, *options])]) == 0
+    fly = measure(run_folder, "--seeds", 3, "--num", 70, "--out", tmp_path / "eval")
+    written = measure("--images", tmp_path / "png", "--reference", "digits")
+    packed = measure("--images", tmp_path / "png/samples.npz", "--reference", "digits")
+    assert fly["metrics"] == written["metrics"] == packed["metrics"] and fly["num_images"] == 70
+    assert fly["metrics"]["fid"] > 10 and fly["distance_name"] == "FD(pixels)-70"
+    [result] = fly["results"]
+    assert result["source"]["seed"] == 3 and len(result["source"]["weights_sha256"]) == 64
+    assert result["reference"]["num_images"] == 1797
+    assert result["protocol"]["rounding"].startswith("round(")
+    assert written["results"][0]["protocol"]["rounding"] == "8-bit pictures as stored"
+    [file] = fly["files"]
+    assert json.loads(open(file).read())["metrics"] == fly["metrics"]
+
+
+def test_several_seeds(run_folder, tmp_path, measure):
+    both = measure(run_folder, "--seeds", "0,1", "--num", 30, "--out", tmp_path, "--steps", 2)
+    fids = [result["metrics"]["fid"] for result in both["results"]]
+    assert fids[0] != fids[1] and both["seeds"] == [0, 1] and len(both["files"]) == 2
+    assert both["metrics"]["fid"] == pytest.approx(np.mean(fids))
+    assert both["spread"]["fid"] == pytest.approx(np.std(fids, ddof=1))
+    assert both["results"][0]["source"]["sample"]["steps"] == 2
+
+
+def test_statistics_made_here_are_a_reference(run_folder, tmp_path, measure):
+    made = measure("--images", "digits", "--make-stats", tmp_path / "digits.npz")
+    assert made["num_images"] == 1797 and made["features"] == "pixels"
+    of_run = measure(run_folder, "--make-stats", tmp_path / "run.npz")
+    assert of_run["num_images"] == 1797
+    options = [run_folder, "--num", 20, "--out", tmp_path]
+    direct = measure(*options)
+    through = measure(*options, "--reference", tmp_path / "digits.npz")
+    assert direct["metrics"] == through["metrics"]
+    folder = tmp_path / "folder"
+    (folder / "a").mkdir(parents=True)
+    for i in range(9):
+        Image.fromarray(np.full((20, 16), i * 20, dtype=np.uint8)).save(folder / "a" / f"{i}.JPG", format="JPEG")
+    assert measure("--images", folder, "--image-size", 8, "--make-stats", tmp_path / "f.npz")["image_size"] == 8
+
+
+def test_the_table_is_for_people(run_folder, tmp_path, capsys):
+    arguments = [run_folder, "--num", 20, "--out", tmp_path, "--features", "pixels", "--gpus", "0"]
+    assert run(["eval-fid", *map(str, arguments)]) == 0
+    out = capsys.readouterr().out
+    assert "FD(pixels)-20" in out and "precision" in out and "FID" not in out
+    assert "warning: 20 pictures are fewer than the 64 feature dimensions" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a", "b"], "one run at a time"),
+        (["a", "--images", "b"], "not both"),
+        (["--images", "b"], "need a --reference"),
+        (["--images", "b", "--reference", "c", "--steps", "3"], "made already"),
+        (["--make-stats", "x.npz"], "needs pictures"),
+        (["--images", "b", "--make-stats", "x.npy"], r"call it x.npz"),
+        (["--images", "b", "--make-stats", "x.npz", "--reference", "d"], "leave --reference out"),
+        (["--num", "5kk"], "--num '5kk'"),
+        (["--num", "1"], "at least 2"),
+        (["--seeds", "1,1"], "different whole numbers"),
+        (["--images", "nothing-here", "--reference", "digits"], "There is no nothing-here"),
+        (["--images", "digits", "--reference", "none.npz"], "There is no file none.npz"),
+        (["--features", "nope"], "neither inception"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(arguments, words, capsys):
+    arguments = arguments if "--features" in arguments else [*arguments, "--features", "pixels"]
+    assert run(["eval-fid", *arguments, "--gpus", "0"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and words in err and err.count("error") == 1
