@@ -1,7 +1,19 @@
 """`marcli cache-latents`."""
 
-from marcli.cli.options import AsJson, DryRun, Gpus, NumProcesses, Overrides, Precision, RecipeFile
-from marcli.errors import MarcliError
+import time
+from typing import Annotated, Literal
+
+import typer
+
+from marcli.cli.launching import spread
+from marcli.cli.options import AsJson, DryRun, Gpus, NumProcesses, Overrides, RecipeFile
+from marcli.cli.output import print_plan, print_result
+from marcli.recipe.reader import read_recipe
+
+CachePrecision = Annotated[
+    Literal["auto", "bf16", "fp32"],
+    typer.Option("--precision", help="Arithmetic of the tokenizer; auto is fp32, since a cache is made once."),
+]
 
 
 def cache_latents(
@@ -9,9 +21,53 @@ def cache_latents(
     overrides: Overrides = None,
     gpus: Gpus = "auto",
     processes: NumProcesses = 1,
-    precision: Precision = "auto",
+    precision: CachePrecision = "auto",
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Encode a data set once, both flips, in parallel; the same command resumes."""
-    raise MarcliError("cache-latents is not built yet.")
+    """Encode a data set once, both flips, in parallel; the same command resumes, verifies and repairs."""
+    resolved = read_recipe(recipe, overrides or [])
+    from marcli.data.source import cache_folder
+
+    folder = cache_folder(resolved)
+    if dry_run:
+        print_plan(resolved, {"cache": folder}, as_json=as_json)
+        return
+    from marcli.data.images import open_images
+
+    images = open_images(resolved.data)  # what is wrong with the data is said before processes start
+    spread(gpus=gpus, processes=processes)
+    from marcli.runtime.accelerator import start_processes
+    from marcli.tokenizer.caching import cache_latents as encode_all
+
+    started = time.monotonic()
+    team = start_processes(precision="fp32" if precision == "auto" else precision, gpus=gpus)
+    report = encode_all(resolved, images, folder=folder, processes=team)
+    if report is None:
+        return
+    skipped, plan = report.manifest["skipped"], report.manifest["plan"]
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    lines = [f"skipped {name}: {reason}" for _, name, reason in skipped[:20]]
+    if len(skipped) > len(lines):
+        lines.append(f"skipped {len(skipped) - len(lines):,} more: all are named in {folder / 'manifest.json'}")
+    if report.tokenizer.weights_note:
+        lines.append(f"note: {report.tokenizer.weights_note}")
+    what = f"encoded {report.encoded_shards:,} of {len(report.manifest['shards']):,} shards"
+    lines += [
+        f"{what} in {time.monotonic() - started:.1f} s; the others were there and are as they were written",
+        f"{plan['num_images'] - len(skipped):,} images x {plan['flips']} flips of {plan['row_shape']} {plan['dtype']}, "
+        f"scale {plan['scale']:.6g}, {size / 1e6:,.1f} MB",
+        f"hash {report.manifest['hash']}",
+        f"wrote {folder}",
+    ]
+    record = {
+        "folder": folder,
+        "hash": report.manifest["hash"],
+        "images": plan["num_images"] - len(skipped),
+        "skipped": len(skipped),
+        "scale": plan["scale"],
+        "bytes": size,
+        "encoded_shards": report.encoded_shards,
+        "encoding_seconds": report.seconds,
+    }
+    print_result(lines, record, as_json=as_json)

@@ -58,7 +58,11 @@ class ImageSet:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """Name and reason of every broken picture met so far, by index."""
-        return [(self._pictures.name(index), reason) for index, reason in sorted(self._broken.items())]
+        return [(self.name(index), reason) for index, reason in sorted(self._broken.items())]
+
+    def name(self, index: int) -> str:
+        """What to call picture `index` in a message."""
+        return self._pictures.name(int(index))
 
     def square(self, index: int) -> np.ndarray:
         """Return picture `index` as uint8 [c, s, s]; raises BrokenImageError, or MarcliError with on_broken: fail."""
@@ -68,7 +72,7 @@ class ImageSet:
         try:
             return decode_square(self._pictures.encoded(index), image_size=self.image_size, channels=self.channels)
         except BrokenImageError as error:
-            name = self._pictures.name(index)
+            name = self.name(index)
             if self._on_broken == "fail":
                 raise MarcliError(
                     f"{name} cannot be read ({error}): repair or remove it, or set data.on_broken=skip"
@@ -133,6 +137,10 @@ class ArrayImages(ImageSet):
         self._pixels = torch.from_numpy(np.ascontiguousarray(pixels))
         self._labels = torch.from_numpy(self.labels)
         self._broken = {}
+
+    def name(self, index: int) -> str:
+        """What to call picture `index` in a message."""
+        return f"picture {index}"
 
     def square(self, index: int) -> np.ndarray:
         """Return picture `index` as uint8 [c, s, s]."""

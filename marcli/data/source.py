@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,7 +16,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from marcli.data.images import ImageSet
+from marcli.data.images import ImageSet, open_images
+from marcli.data.latents import MANIFEST, LatentCache
+from marcli.errors import UsageError
+from marcli.recipe.schema import Recipe
 
 
 class Request(NamedTuple):
@@ -63,6 +67,85 @@ class ImageSource:
             mirrored = torch.from_numpy(flips)
             pixels[mirrored] = pixels[mirrored].flip(-1)
         return pixels, labels
+
+
+class LatentSource:
+    """Rows of a latent cache."""
+
+    is_latents = True
+
+    def __init__(self, cache: LatentCache) -> None:
+        self.cache = cache
+        self.num_images = cache.num_images
+        self.labels = cache.labels
+        self.fingerprint = cache.hash
+        self._labels = torch.from_numpy(cache.labels)
+
+    def fetch(self, indices: np.ndarray, flips: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return cached rows [b, r, s, s], the mirrored ones where `flips`, and labels."""
+        return self.cache.rows(indices, flips), self._labels[torch.from_numpy(indices)]
+
+
+def cache_folder(recipe: Recipe) -> Path:
+    """Where the recipe's latent cache lies or would lie."""
+    return Path(recipe.data.latents).expanduser() if recipe.data.latents else Path("cache") / recipe.name
+
+
+def open_source(recipe: Recipe, *, verify: bool) -> ImageSource | LatentSource:
+    """Return the recipe's latent cache where there is one, else its images.
+
+    A cache is used when `data.latents` names it, or when `cache/<recipe name>` is complete. `verify` reads the whole
+    cache once and checks it; one process per machine is enough.
+
+    Raises:
+        UsageError: the cache is of another tokenizer, crop, scale or set of classes than the recipe's
+        MarcliError: the cache named is missing, unfinished or damaged
+    """
+    folder = cache_folder(recipe)
+    if recipe.data.latents is None and not (folder / MANIFEST).exists():
+        return ImageSource(open_images(recipe.data))
+    cache = LatentCache(folder, verify=verify)
+    check_fits(recipe, cache)
+    return LatentSource(cache)
+
+
+def check_fits(recipe: Recipe, cache: LatentCache) -> None:
+    """Raise UsageError naming what the cache has and the recipe asks for."""
+    made = cache.manifest["made_with"]
+    wanted = made_with(recipe)
+    if wanted["scale"] is None:
+        wanted["scale"] = made["scale"]
+    if wanted["flips"] < made["flips"]:
+        wanted["flips"] = made["flips"]  # mirrored rows need not be used
+    wrong = [
+        f"{key}: {_shown(made[key])}, the recipe {_shown(wanted[key])}" for key in wanted if made[key] != wanted[key]
+    ]
+    if wrong:
+        raise UsageError(
+            f"the latent cache {cache.folder} does not fit the recipe ({'; '.join(wrong)}): "
+            "give another folder with data.latents, and run marcli cache-latents RECIPE"
+        )
+    if cache.labels.max() >= recipe.data.num_classes:
+        raise UsageError(
+            f"the latent cache {cache.folder} has label {cache.labels.max()}, outside 0.."
+            f"{recipe.data.num_classes - 1}: set data.num_classes={cache.labels.max() + 1}"
+        )
+
+
+def made_with(recipe: Recipe) -> dict[str, object]:
+    """Return what a cache must have been made with to serve `recipe`; a scale of None means any."""
+    return {
+        "tokenizer": recipe.tokenizer.model_dump(exclude={"scale", "weights"}),
+        "latent": recipe.latent.model_dump(),
+        "image_size": recipe.data.image_size,
+        "channels": recipe.data.channels,
+        "flips": 2 if recipe.data.horizontal_flip else 1,
+        "scale": recipe.tokenizer.scale,
+    }
+
+
+def _shown(value: object) -> str:
+    return " ".join(str(item) for item in value.values() if item is not None) if isinstance(value, dict) else str(value)
 
 
 def prefetch(source: Source, requests: Iterable[Request], *, threads: int) -> Iterator[Batch]:

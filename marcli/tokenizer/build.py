@@ -186,4 +186,4 @@ def measure_scale(tokenizer: Tokenizer, images: ImageSet) -> float:
         raise MarcliError(
             f"the latents of tokenizer {tokenizer.kind!r} do not vary over the images: set tokenizer.scale"
         )
-    return variance**-0.5
+    return float(f"{variance**-0.5:.6g}")  # six digits do not depend on the machine
