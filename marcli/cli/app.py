@@ -3,6 +3,7 @@
 Nothing here imports torch, so that `--help` answers at once.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -68,5 +69,6 @@ def root(
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 75 stopped on request."""
     launching.COMMAND_LINE.set(tuple(argv))
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries would bury the one sentence that says what to do
     args = list(argv) or ["--help"]
     return run_guarded(lambda: app(args, prog_name="marcli", standalone_mode=False), as_json="--json" in argv)

@@ -14,6 +14,7 @@ import typer
 
 from marcli.errors import MarcliError, StoppedError, UsageError
 from marcli.runtime.launch import report_exit
+from marcli.runtime.stop import stop_at_once
 
 DONE, FAILED, WRONG_USAGE, STOPPED = 0, 1, 2, 75
 
@@ -44,7 +45,8 @@ def run_guarded(command: Callable[[], int | None], *, as_json: bool) -> int:
     """
     sentence = ""
     try:
-        code = command() or DONE
+        with stop_at_once():
+            code = command() or DONE
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("MARCLI_TRACEBACK") == "1":
             traceback.print_exc()

@@ -13,7 +13,6 @@ import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from marcli.errors import MarcliError, StoppedError, UsageError
@@ -34,14 +33,14 @@ def launch(argv: Sequence[str], *, num_processes: int, module: str = "marcli") -
     Returns when all are done. Raises what the workers reported: UsageError or MarcliError with their sentence, or
     StoppedError when all that ended early were asked to stop.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # until torchrun installs its own
-        signal.signal(number, _stop_before_start)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would repeat our reports at length
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):  # it would repeat the reports at length
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     options = ["--standalone", "--nnodes=1", f"--nproc-per-node={num_processes}"]
     options += [f"--shutdown-timeout={SECONDS_TO_SAVE}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT"]
     with tempfile.TemporaryDirectory(prefix="marcli-launch-") as folder:
@@ -51,8 +50,9 @@ def launch(argv: Sequence[str], *, num_processes: int, module: str = "marcli") -
         except ChildFailedError as failed:
             died = {rank: failure.exitcode for rank, failure in failed.failures.items()}
             raise _worst(_read_reports(Path(folder)), num_processes, died) from None
-        except SignalException:
-            raise _worst(_read_reports(Path(folder)), num_processes, {}) from None
+        except SignalException as stopped:
+            killed = dict.fromkeys(range(num_processes), -stopped.sigval)
+            raise _worst(_read_reports(Path(folder)), num_processes, killed) from None
         finally:
             del os.environ[REPORTS]
 
@@ -89,10 +89,6 @@ def first_host(nodelist: str) -> str:
     return "".join(part or "" for part in found.groups()) if found else nodelist
 
 
-def _stop_before_start(number: int, frame: FrameType | None) -> None:
-    raise StoppedError("Stopped before anything began.")
-
-
 def _read_reports(folder: Path) -> dict[int, dict[str, Any]]:
     return {int(path.name): json.loads(path.read_text()) for path in folder.iterdir()}
 
@@ -104,8 +100,8 @@ def _worst(reports: dict[int, dict[str, Any]], num_processes: int, died: dict[in
             return (UsageError if report["code"] == 2 else MarcliError)(report["sentence"])
     silent = sorted(set(range(num_processes)) - set(reports))
     if silent:
-        code = died.get(silent[0])
-        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        code = died.get(silent[0], 0)
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         why = " (often the system is out of memory)" if code == -signal.SIGKILL else ""
         return MarcliError(f"Process {silent[0]} of {num_processes} died without a word, by {how}{why}")
     sentences = [report["sentence"] for report in reports.values() if report["code"] == STOPPED]

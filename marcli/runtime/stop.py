@@ -1,7 +1,12 @@
 """Stopping on request: TERM, INT and USR1 ask, the command finishes its step, saves, and ends with exit code 75."""
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
+
+from marcli.errors import StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -35,3 +40,25 @@ class StopRequest:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = self.signal_name or signal.Signals(number).name
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Raise StoppedError wherever a signal arrives, outside a StopRequest: nothing half-done is worth finishing there.
+
+    Whatever commands write is complete or absent, so there is nothing to save. Does nothing in other threads.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, _stop_now) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _stop_now(number: int, frame: FrameType | None) -> None:
+    name = signal.Signals(number).name
+    raise StoppedError(f"Stopped by {name}: what was written before is complete, and the same command goes on from it")

@@ -2,12 +2,16 @@
 
 import errno
 import json
+import os
+import signal
 import socket
+import time
 
 import pytest
 
 from marcli.cli.errors import explain_error, run_guarded
 from marcli.errors import MarcliError, StoppedError, UsageError
+from marcli.runtime.stop import StopRequest
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,25 @@ def test_other_ranks_do_not_repeat_a_sentence(monkeypatch, capsys) -> None:
     monkeypatch.setenv("RANK", "1")
     assert run_guarded(fail, as_json=True) == 2
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_outside_training_ends_with_75(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(number)
+    assert run_guarded(lambda: os.kill(os.getpid(), number) or time.sleep(5), as_json=False) == 75
+    assert capsys.readouterr().err.startswith(f"stopped: Stopped by {number.name}: what was written before is complete")
+    assert signal.getsignal(number) == before
+
+
+def test_a_stop_request_lets_the_command_finish() -> None:
+    def command() -> int:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested and stop.signal_name == "SIGUSR1"
+        return 3
+
+    assert run_guarded(command, as_json=False) == 3
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

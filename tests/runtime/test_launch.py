@@ -79,7 +79,7 @@ def test_signals_reach_all_workers_and_none_is_orphaned(tmp_path: Path) -> None:
             for worker in workers:
                 with pytest.raises(ProcessLookupError):
                     os.kill(worker, 0)
-        assert parent.wait(timeout=60) == 0
+        assert parent.wait(timeout=60) == 0 and parent.stderr.read() == ""
     finally:
         parent.kill()
 
