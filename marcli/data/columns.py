@@ -5,18 +5,22 @@ several processes share the pages.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from huggingface_hub import constants
 
 from marcli.data.crop import BrokenImageError
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
 
+SECONDS_TO_ANSWER = 10
 LABEL_NAMES = ("label", "labels", "class", "target", "fine_label", "category")
 
 
@@ -78,13 +82,30 @@ def open_hub(data: Data) -> ColumnPictures:
     if data.path.startswith((".", "/", "~")) or data.path.count("/") > 1 or data.path.endswith(".parquet"):
         raise UsageError(f"data.path {data.path!r} does not exist: give a folder, a parquet file, a hub id or 'digits'")
     try:
-        table = datasets.load_dataset(data.path, split=data.split)
+        with _offline_unless_reachable(data.path):
+            table = datasets.load_dataset(data.path, split=data.split)
     except Exception as error:  # the hub client raises a dozen unrelated classes
         raise UsageError(
             f"data.path {data.path!r} is no file or folder here, and could not be fetched as a hub data set of split "
             f"{data.split!r} ({_first_line(error)}): check the name and the network, or download it and give the folder"
         ) from None
     return _pictures(table, data, place=data.path)
+
+
+@contextmanager
+def _offline_unless_reachable(name: str) -> Iterator[None]:
+    """Ask the hub for `name` once; without an answer use what is cached, where `datasets` would retry for long."""
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=SECONDS_TO_ANSWER)
+    except huggingface_hub.errors.HfHubHTTPError:
+        raise
+    except Exception:  # the transport's own classes: no network
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def _pictures(table: datasets.Dataset, data: Data, *, place: Path | str) -> ColumnPictures:

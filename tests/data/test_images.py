@@ -1,0 +1,240 @@
+"""Folders, parquet files and the digits as labelled squares, and everything that can be wrong with them."""
+
+import logging
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from marcli.data.digits import open_digits
+from marcli.data.images import open_images
+from marcli.errors import MarcliError, UsageError
+from marcli.recipe.data import Data
+
+
+def data(path: object, **changes) -> Data:
+    return Data(**{"path": str(path), "image_size": 8, "num_classes": 3} | changes)
+
+
+def save(path: Path, grey: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (grey,) * 3).save(path, "PNG")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Three classes; the grey level of a picture is 10 * label + its number."""
+    for label, name in enumerate(("cat", "dog", "eel")):
+        for i in range(3):
+            save(tmp_path / "photos" / name / f"{i}{('.png', '.PNG', '.JpEg')[i]}", 10 * label + i)
+    (tmp_path / "photos" / "dog" / "notes.txt").write_text("not a picture")
+    save(tmp_path / "photos" / ".thumbnails" / "x.png", 99)
+    return tmp_path / "photos"
+
+
+@pytest.fixture(autouse=True)
+def own_datasets_cache(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+
+
+def write_parquet(path: Path, *, rows: int, **columns) -> Path:
+    values = {"label": [i % 3 for i in range(rows)]} | columns
+    table = datasets.Dataset.from_dict(
+        {"img": [Image.new("RGB", (8, 8), (i, i, i)) for i in range(rows)], **values},
+    ).cast_column("img", datasets.Image())
+    if "label" in values and isinstance(values["label"][0], int):
+        table = table.cast_column("label", datasets.ClassLabel(names=["a", "b", "c"]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(path)
+    return path
+
+
+def greys(images) -> list[int]:
+    return images.read(range(len(images)))[:, 0, 0, 0].tolist()
+
+
+def test_a_folder_is_read_by_sorted_class_in_any_case_of_extension(folder) -> None:
+    images = open_images(data(folder))
+    assert images.class_names == ["cat", "dog", "eel"]
+    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert greys(images) == [0, 1, 2, 10, 11, 12, 20, 21, 22]
+    pixels, labels = images.fetch([4, 0])
+    assert (pixels.dtype, pixels.shape) == (torch.uint8, (2, 3, 8, 8))
+    assert labels.tolist() == [1, 0]
+
+
+def test_a_flat_folder_is_one_class_and_a_split_is_found(folder, tmp_path) -> None:
+    flat = open_images(data(folder / "dog", num_classes=1))
+    assert (len(flat), flat.class_names, set(flat.labels.tolist())) == (3, None, {0})
+    for split in ("train", "val"):
+        save(tmp_path / "set" / split / "cat" / "a.png", 5 if split == "val" else 6)
+    assert greys(open_images(data(tmp_path / "set", split="val"))) == [5]
+    with pytest.raises(UsageError, match=r"splits train, val, but not 'test'"):
+        open_images(data(tmp_path / "set", split="test"))
+
+
+def test_the_fingerprint_follows_content_and_crop_not_the_place(folder, tmp_path) -> None:
+    first = open_images(data(folder)).fingerprint
+    folder.rename(tmp_path / "elsewhere")
+    assert open_images(data(tmp_path / "elsewhere")).fingerprint == first
+    assert open_images(data(tmp_path / "elsewhere", image_size=16)).fingerprint != first
+    (tmp_path / "elsewhere" / "eel" / "2.JpEg").unlink()
+    assert open_images(data(tmp_path / "elsewhere")).fingerprint != first
+
+
+def test_a_broken_picture_is_named_once_and_no_label_moves(folder, caplog) -> None:
+    (folder / "dog" / "1.PNG").write_bytes(b"broken")
+    images = open_images(data(folder))
+    assert images.skipped == []
+    with caplog.at_level(logging.WARNING, logger="marcli.data"):
+        for _ in range(2):
+            pixels, labels = images.fetch([3, 4, 5])
+    assert pixels[:, 0, 0, 0].tolist() == [10, 12, 12]  # the next readable one takes its place
+    assert labels.tolist() == [1, 1, 1]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"skipped {folder / 'dog' / '1.PNG'}: not an image file that Pillow knows"
+    ]
+    assert images.skipped == [(str(folder / "dog" / "1.PNG"), "not an image file that Pillow knows")]
+
+
+def test_a_broken_picture_at_the_end_of_a_class_brings_the_label_of_its_substitute(folder) -> None:
+    (folder / "dog" / "2.JpEg").write_bytes(b"broken")
+    (folder / "eel" / "2.JpEg").write_bytes(b"broken")
+    pixels, labels = open_images(data(folder)).fetch([5, 8])
+    assert pixels[:, 0, 0, 0].tolist() == [20, 0]
+    assert labels.tolist() == [2, 0]
+
+
+def test_batches_leave_broken_pictures_out(folder) -> None:
+    (folder / "dog" / "1.PNG").write_bytes(b"broken")
+    found = list(open_images(data(folder)).batches(3))
+    assert [len(pixels) for pixels, _ in found] == [3, 3, 2]
+    assert torch.cat([pixels for pixels, _ in found])[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 12, 20, 21, 22]
+    assert torch.cat([labels for _, labels in found]).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+
+
+def test_a_broken_picture_can_be_fatal(folder) -> None:
+    (folder / "dog" / "1.PNG").write_bytes(b"broken")
+    images = open_images(data(folder, on_broken="fail"))
+    images.fetch([0, 3])
+    with pytest.raises(MarcliError, match=r"dog/1.PNG cannot be read .*: repair or remove it"):
+        images.fetch([0, 4])
+
+
+def test_when_every_picture_is_broken_that_is_said(tmp_path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").write_bytes(b"")
+    with pytest.raises(MarcliError, match="none of the 1 images can be read"):
+        open_images(data(tmp_path)).read([0])
+
+
+def test_parquet_is_read_with_its_class_names(tmp_path) -> None:
+    images = open_images(data(write_parquet(tmp_path / "t.parquet", rows=7)))
+    assert images.class_names == ["a", "b", "c"]
+    assert images.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert greys(images) == list(range(7))
+
+
+def test_a_folder_of_parquet_files_is_one_set_in_sorted_order_by_split(tmp_path) -> None:
+    for name, rows in (("train-00001", 2), ("train-00000", 3), ("test-00000", 4)):
+        write_parquet(tmp_path / "data" / f"{name}.parquet", rows=rows)
+    assert greys(open_images(data(tmp_path))) == [0, 1, 2, 0, 1]
+    assert len(open_images(data(tmp_path, split="test"))) == 4
+    with pytest.raises(UsageError, match="none of split 'val'"):
+        open_images(data(tmp_path, split="val"))
+
+
+def test_parquet_rows_that_are_broken_are_named_by_row(tmp_path) -> None:
+    cells = [{"bytes": b"bad", "path": None}, {"bytes": None, "path": None}]
+    table = datasets.Dataset.from_dict({"image": cells, "label": [0, 1]})
+    table.to_parquet(tmp_path / "t.parquet")
+    images = open_images(data(tmp_path / "t.parquet"))
+    with pytest.raises(MarcliError, match="none of the 2"):
+        images.read([0])
+    assert [reason for _, reason in images.skipped] == ["not an image file that Pillow knows", "the cell is empty"]
+    assert images.skipped[0][0] == f"row 0 of {tmp_path / 't.parquet'}"
+
+
+def test_text_labels_are_numbered_by_sorted_name(tmp_path) -> None:
+    path = write_parquet(tmp_path / "t.parquet", rows=3, label=["owl", "ant", "owl"])
+    images = open_images(data(path))
+    assert (images.class_names, images.labels.tolist()) == (["ant", "owl"], [1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "columns", "named"),
+    [
+        ({"image_column": "photo"}, {}, r"data.image_column 'photo' is not in .*img, label"),
+        ({"label_column": "kind"}, {}, r"data.label_column 'kind' is not in"),
+        ({}, {"labels": [0, 0]}, None),  # the typed column wins over a name
+        ({"num_classes": 1}, {}, r"1 of 2 images .* label 1 \('b'\): set data.num_classes=2"),
+        ({"label_column": "score"}, {"score": [0.5, 0.1]}, r"has type double: labels are integers or text"),
+        ({"label_column": "k"}, {"k": [0, None]}, r"1 rows of .* have no label in column 'k'"),
+        ({"label_column": "k"}, {"k": [0, -1]}, r"label -1: this split seems to have no labels"),
+    ],
+)
+def test_columns_that_are_wrong_are_named(tmp_path, changes, columns, named) -> None:
+    path = write_parquet(tmp_path / "t.parquet", rows=2, **columns)
+    if named is None:
+        open_images(data(path, **changes))
+        return
+    with pytest.raises(UsageError, match=named):
+        open_images(data(path, **changes))
+
+
+def test_a_parquet_without_images_or_labels_lists_its_columns(tmp_path) -> None:
+    datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(
+        UsageError, match=r"no column with images among text: name the right one with data.image_column"
+    ):
+        open_images(data(tmp_path / "t.parquet"))
+    cells = {"bytes": b"", "path": None}
+    datasets.Dataset.from_dict({"image": [cells]}).to_parquet(tmp_path / "u.parquet")
+    with pytest.raises(UsageError, match=r"no column with labels among image"):
+        open_images(data(tmp_path / "u.parquet"))
+
+
+@pytest.mark.parametrize("keep", [0, 200])
+def test_a_damaged_parquet_file_is_named(tmp_path, keep) -> None:
+    path = write_parquet(tmp_path / "t.parquet", rows=3)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(MarcliError, match=r"t.parquet cannot be read as parquet"):
+        open_images(data(path))
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./photos", "photos.parquet", "a/b/c", "~nobody/x"])
+def test_a_path_that_does_not_exist_is_said_at_once(path) -> None:
+    with pytest.raises(UsageError, match="does not exist: give a folder, a parquet file, a hub id or 'digits'"):
+        open_images(data(path))
+
+
+def test_a_hub_id_without_network_is_one_sentence() -> None:
+    with pytest.raises(UsageError, match=r"could not be fetched .* check the name and the network, or download it"):
+        open_images(data("somebody/pictures"))
+
+
+def test_an_empty_folder_and_loose_images_are_said(folder, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no images"):
+        open_images(data(tmp_path / "empty"))
+    save(folder / "stray.png", 1)
+    with pytest.raises(UsageError, match=r"images beside its class folders \('stray.png' is one\)"):
+        open_images(data(folder))
+
+
+def test_more_class_folders_than_classes_are_said_before_decoding(folder) -> None:
+    with pytest.raises(UsageError, match=r"3 of 9 images .* number 6 with label 2 \('eel'\): set data.num_classes=3"):
+        open_images(data(folder, num_classes=2))
+
+
+def test_digits_are_scikit_learns_and_come_back_exactly() -> None:
+    images = open_images(data("digits", channels=1, num_classes=10))
+    pixels, labels = images.fetch(range(1797))
+    levels = np.rint(pixels[:, 0].numpy() * (16 / 255))
+    assert np.array_equal(levels, load_digits().images)
+    assert np.array_equal(labels.numpy(), load_digits().target)
+    assert open_digits(image_size=16, channels=3).read([0]).shape == (1, 3, 16, 16)
