@@ -25,6 +25,7 @@ from marcli.cli.options import (
     split_overrides,
 )
 from marcli.cli.output import print_result
+from marcli.cli.sharing import PushTo, check_push, run_to_share, share
 from marcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def eval_fid(
     gpus: Gpus = "auto",
     processes: NumProcesses = 1,
     precision: Precision = "auto",
+    push_to: PushTo = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure FID, Inception Score, precision, recall and KID of a run, a folder or an npz.
@@ -100,6 +102,8 @@ def eval_fid(
     )
     check_inputs(names, overrides, images=images, reference=reference, make_stats=make_stats)
     count, seed_list = parse_count(num), parse_seeds(seeds)
+    check_push(push_to)
+    run = run_to_share(names, images=images, make_stats=make_stats) if push_to is not None else None
     spread(gpus=gpus, processes=processes)
 
     from marcli.metrics.features import build_extractor
@@ -145,7 +149,8 @@ def eval_fid(
             out=out,
         )
     if team.is_main:
-        print_result(lines, record, as_json=as_json)
+        shared_lines, shared = share(run, push_to) if run is not None else ([], {})
+        print_result([*lines, *shared_lines], {**record, **shared}, as_json=as_json)
 
 
 def check_inputs(

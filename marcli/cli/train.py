@@ -8,6 +8,7 @@ import typer
 from marcli.cli.launching import spread
 from marcli.cli.options import AsJson, DryRun, Gpus, NumProcesses, Overrides, Precision, RecipeFile
 from marcli.cli.output import print_plan, print_result
+from marcli.cli.sharing import PushTo, check_push, share
 from marcli.recipe.reader import read_recipe
 from marcli.recipe.schema import Recipe
 from marcli.runtime.launch import is_worker
@@ -25,6 +26,7 @@ def train(
     processes: NumProcesses = 1,
     precision: Precision = "auto",
     dry_run: DryRun = False,
+    push_to: PushTo = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe; the same command resumes."""
@@ -33,6 +35,7 @@ def train(
     if dry_run:
         print_plan(resolved, places(run), as_json=as_json)
         return
+    check_push(push_to)
     if not is_worker():
         check_folder(resolved, run)
     spread(gpus=gpus, processes=processes)
@@ -45,7 +48,8 @@ def train(
     if group.is_main:
         record = {"steps": result.steps, "new_steps": result.new_steps, **places(run)}
         lines = [f"Trained {resolved.name} to step {result.steps} ({result.new_steps} of them now).", *written(run)]
-        print_result(lines, record, as_json=as_json)
+        shared_lines, shared = share(run, push_to)
+        print_result([*lines, *shared_lines], {**record, **shared}, as_json=as_json)
 
 
 def check_folder(recipe: Recipe, run: RunDir) -> None:
