@@ -103,12 +103,18 @@ class ImageSet:
                 return candidate, self.square(candidate)
             except BrokenImageError:
                 continue
-        raise MarcliError(f"none of the {len(self)} images can be read: check data.path")
+        raise self._none_readable()
+
+    def _none_readable(self) -> MarcliError:
+        return MarcliError(f"none of the {len(self)} images can be read: check data.path")
 
     def batches(
         self, batch_size: int, *, indices: Sequence[int] | None = None
     ) -> Iterator[tuple[UInt8[Tensor, "batch channels size size"], Int64[Tensor, " batch"]]]:
-        """Yield readable pictures and their labels once each, in order; broken ones are left out."""
+        """Yield readable pictures and their labels once each, in order; broken ones are left out.
+
+        Raises MarcliError when all of the data set are broken.
+        """
         rows: list[tuple[int, np.ndarray]] = []
         for index in range(len(self)) if indices is None else indices:
             try:
@@ -120,6 +126,8 @@ class ImageSet:
                 rows = []
         if rows:
             yield self._stack(rows)
+        elif len(self._broken) == len(self):
+            raise self._none_readable()
 
     def _stack(self, rows: list[tuple[int, np.ndarray]]) -> tuple[Tensor, Tensor]:
         pixels = torch.from_numpy(np.stack([square for _, square in rows]))
