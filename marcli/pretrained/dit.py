@@ -1,9 +1,8 @@
 """The two published layouts of DiT-XL/2: the authors' `DiT-XL-2-256x256.pt` and diffusers' `transformer/`.
 
-What is special: diffusers stores the embedders of time and class once per block and splits the attention's weights, so
-its layout is first brought back to the authors', and refused where the copies differ. Two tensors change form: the
-authors' output orders a patch by (row, column, channel), ours by (channel, row, column) like the input; and the last
-row of the class table is the null class.
+Our names are diffusers' with one difference: diffusers stores the embedders of time and class once per block; we keep
+the first block's, having checked that the others are equal. What is special: both layouts come from one table, so a
+fault is reported in the names of the file at hand, and the authors' joint q, k, v are split as diffusers has them.
 """
 
 import re
@@ -15,40 +14,34 @@ import torch
 from torch import Tensor
 
 from marcli.errors import MarcliError
-from marcli.pretrained.safe import check_names_and_shapes, name_faults
+from marcli.pretrained.safe import check_names_and_shapes
 
 NUM_FREQUENCIES = 256
 MLP_RATIO = 4
+RECIPE = "dit_xl_2"
+OURS = "transformer."
+POSITIONS = ("pos_embed", "pos_embed.pos_embed")  # fixed sines, which a file may hold or leave out
+COPY = re.compile(r"transformer_blocks\.\d+\.(norm1\.emb\..*)")
 
-# the authors' name -> ours, for what is only renamed
+# the authors' name -> diffusers', for everything but q, k and v
 RENAMES = (
-    (r"t_embedder\.mlp\.0\.", r"time_embed.fc1."),
-    (r"t_embedder\.mlp\.2\.", r"time_embed.fc2."),
-    (r"x_embedder\.proj\.", r"token_embed."),
-    (r"blocks\.(\d+)\.adaLN_modulation\.1\.", r"blocks.\1.modulation."),
-    (r"blocks\.", r"blocks."),
-    (r"final_layer\.adaLN_modulation\.1\.", r"final_modulation."),
-    (r"final_layer\.linear\.", r"out."),
+    (r"x_embedder\.", r"pos_embed."),
+    (r"t_embedder\.mlp\.0\.", r"transformer_blocks.0.norm1.emb.timestep_embedder.linear_1."),
+    (r"t_embedder\.mlp\.2\.", r"transformer_blocks.0.norm1.emb.timestep_embedder.linear_2."),
+    (r"y_embedder\.", r"transformer_blocks.0.norm1.emb.class_embedder."),
+    (r"blocks\.(\d+)\.adaLN_modulation\.1\.", r"transformer_blocks.\1.norm1.linear."),
+    (r"blocks\.(\d+)\.attn\.proj\.", r"transformer_blocks.\1.attn1.to_out.0."),
+    (r"blocks\.(\d+)\.mlp\.fc1\.", r"transformer_blocks.\1.ff.net.0.proj."),
+    (r"blocks\.(\d+)\.mlp\.fc2\.", r"transformer_blocks.\1.ff.net.2."),
+    (r"final_layer\.adaLN_modulation\.1\.", r"proj_out_1."),
+    (r"final_layer\.linear\.", r"proj_out_2."),
 )
-FROM_DIFFUSERS = (
-    (r"pos_embed\.proj\.", r"x_embedder.proj."),
-    (r"transformer_blocks\.(\d+)\.norm1\.linear\.", r"blocks.\1.adaLN_modulation.1."),
-    (r"transformer_blocks\.(\d+)\.attn1\.to_out\.0\.", r"blocks.\1.attn.proj."),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj\.", r"blocks.\1.mlp.fc1."),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.2\.", r"blocks.\1.mlp.fc2."),
-    (r"proj_out_1\.", r"final_layer.adaLN_modulation.1."),
-    (r"proj_out_2\.", r"final_layer.linear."),
-)
-EMBEDDERS = (
-    (r"emb\.timestep_embedder\.linear_1\.", r"t_embedder.mlp.0."),
-    (r"emb\.timestep_embedder\.linear_2\.", r"t_embedder.mlp.2."),
-    (r"emb\.class_embedder\.", r"y_embedder."),
-)
+QKV = re.compile(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a DiT is made of; `places` is the number of patches."""
+    """What a DiT is made of; the defaults are DiT-XL/2. `places` is the number of patches."""
 
     width: int = 1152
     depth: int = 28
@@ -58,11 +51,11 @@ class Architecture:
     places: int = 256
 
 
-RECIPES = {"dit_xl_2": Architecture()}
+PUBLISHED = {Architecture(): (), Architecture(places=1024): ("data.image_size=512",)}
 
 
 def layout(of: Architecture) -> dict[str, tuple[int, ...]]:
-    """Return every tensor of the authors' model, name to shape; `pos_embed` is fixed and may be left out."""
+    """Return every tensor of the authors' model, name to shape."""
     width, patch_values = of.width, of.channels * of.patch**2
     shapes: dict[str, tuple[int, ...]] = {
         "pos_embed": (1, of.places, width),
@@ -90,62 +83,45 @@ def is_published_dit(tensors: Mapping[str, Any]) -> bool:
 
 
 def convert(tensors: Mapping[str, Any], *, source: str) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """Return a published DiT in our names as `ema.<name>` (published is the average), its recipe and no overrides.
+    """Return a published DiT in our names as `ema.<name>` (published is the average), its recipe and overrides.
 
-    Raises MarcliError naming each missing, extra or misshapen tensor, in the authors' names.
+    Raises MarcliError naming each missing, extra or misshapen tensor in the file's own names.
     """
-    if any(name.startswith("transformer_blocks.") for name in tensors):
-        tensors = from_diffusers(tensors, source=source)
-    recipe = min(RECIPES, key=lambda name: len(name_faults(layout(RECIPES[name]), tensors)))
-    architecture = RECIPES[recipe]
-    expected = layout(architecture)
-    if "pos_embed" not in tensors:
-        expected.pop("pos_embed")
+    by_authors = any(name.startswith("x_embedder.") for name in tensors)
+    places = next((tensors[name].shape[1] for name in POSITIONS if isinstance(tensors.get(name), Tensor)), None)
+    architecture = next((each for each in PUBLISHED if each.places == places), Architecture())
+    tensors = {name: value for name, value in tensors.items() if name not in POSITIONS}
+    expected = {name: shape for name, shape in layout(architecture).items() if name not in POSITIONS}
+    if not by_authors:
+        tensors = without_copies(tensors, source=source)
+        skeleton = in_diffusers_names({name: torch.empty(shape, device="meta") for name, shape in expected.items()})
+        expected = {name: tuple(value.shape) for name, value in skeleton.items()}
     check_names_and_shapes(expected, tensors, source=source)
-    return {f"ema.{name}": value for name, value in in_our_names(tensors, architecture).items()}, recipe, ()
+    converted = in_diffusers_names(tensors) if by_authors else tensors
+    return {f"ema.{OURS}{name}": value for name, value in converted.items()}, RECIPE, PUBLISHED[architecture]
 
 
-def in_our_names(tensors: Mapping[str, Tensor], of: Architecture) -> dict[str, Tensor]:
-    """Return the authors' tensors in our names and forms; positions are fixed, so they are left out."""
-    ours = {}
+def in_diffusers_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the authors' tensors by diffusers' names, with q, k and v apart."""
+    named: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        if name in ("pos_embed", "y_embedder.embedding_table.weight"):
-            continue
-        if name == "x_embedder.proj.weight":
-            value = value.flatten(1)
-        if name.startswith("final_layer.linear."):
-            by_place = value.unflatten(0, (of.patch, of.patch, 2 * of.channels))
-            value = by_place.permute(2, 0, 1, *range(3, by_place.dim())).flatten(0, 2)
-        ours[renamed(name, RENAMES)] = value.contiguous().clone()
-    table = tensors["y_embedder.embedding_table.weight"]
-    ours["class_embed.weight"], ours["null_class"] = table[:-1].clone(), table[-1:].clone()
-    return ours
-
-
-def from_diffusers(tensors: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """Return diffusers' tensors in the authors' layout; raises MarcliError where a block's embedders differ."""
-    theirs: dict[str, Any] = {}
-    parts: dict[str, dict[str, Any]] = {}
-    for name, value in tensors.items():
-        if match := re.match(r"(transformer_blocks\.\d+\.norm1\.)(emb\..*)", name):
-            target = renamed(match[2], EMBEDDERS)
-            if target in theirs and not torch.equal(theirs[target], value):
-                raise MarcliError(f"{source}: {name} differs from the first block's, but DiT has one embedder for all.")
-            theirs[target] = value
-        elif match := re.match(r"transformer_blocks\.(\d+)\.attn1\.to_([qkv])\.(weight|bias)", name):
-            parts.setdefault(f"blocks.{match[1]}.attn.qkv.{match[3]}", {})[match[2]] = value
+        if match := QKV.fullmatch(name):
+            for letter, part in zip("qkv", value.chunk(3), strict=True):
+                named[f"transformer_blocks.{match[1]}.attn1.to_{letter}.{match[2]}"] = part
         else:
-            theirs[renamed(name, FROM_DIFFUSERS)] = value
-    for target, part in parts.items():
-        if missing := [letter for letter in "qkv" if letter not in part]:
-            raise MarcliError(f"The tensors of {source} do not fit the model; {target} lacks its to_{missing[0]}.")
-        theirs[target] = torch.cat([part[letter] for letter in "qkv"])
-    return theirs
+            theirs, ours = next(rule for rule in RENAMES if re.match(rule[0], name))
+            named[re.sub(f"^{theirs}", ours, name)] = value
+    return named
 
 
-def renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
-    """Return `name` under the first rule of `table` that fits; unchanged where none does."""
-    for pattern, target in table:
-        if re.match(pattern, name):
-            return re.sub(f"^{pattern}", target, name)
-    return name
+def without_copies(tensors: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """Return diffusers' tensors with the first block's embedders alone; raises MarcliError where another differs."""
+    kept = {}
+    for name, value in tensors.items():
+        match = COPY.fullmatch(name)
+        first = match and f"transformer_blocks.0.{match[1]}"
+        if first is None or first == name or first not in tensors:
+            kept[name] = value
+        elif not torch.equal(tensors[first], value):
+            raise MarcliError(f"{source}: {name} differs from {first}, but a DiT has one embedder for all blocks.")
+    return kept

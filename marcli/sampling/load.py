@@ -26,7 +26,7 @@ from marcli.recipe.schema import Recipe
 from marcli.runtime.atomic import sha256_file
 from marcli.runtime.rundir import RunDir, newest_run
 from marcli.runtime.seeding import item_seed
-from marcli.runtime.skeleton import skeletons
+from marcli.runtime.skeleton import NothingDrawn, skeletons
 from marcli.sampling.system import System
 from marcli.tokenizer.base import Tokenizer
 from marcli.tokenizer.build import build_tokenizer
@@ -262,7 +262,8 @@ def filled_model(recipe: Recipe, tensors: dict[str, Tensor], *, source: str) -> 
     with skeletons():
         model = build_model(recipe)
     if len(list(model.buffers())) > len(set(model.state_dict()) - set(dict(model.named_parameters()))):
-        model = build_model(recipe)  # it computes buffers that no file holds
+        with NothingDrawn():
+            model = build_model(recipe)  # it computes buffers that no file holds
     assign_strictly(model, tensors, source=source)
     return model.eval().requires_grad_(False)
 
