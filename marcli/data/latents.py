@@ -133,7 +133,7 @@ class LatentCache:
         check_size(folder / FILE, self.plan)
         if verify:
             check_content(folder, self.manifest)
-        data = np.memmap(folder / FILE, mode="r", dtype=np.uint8, offset=DATA_START)
+        data = np.asarray(np.memmap(folder / FILE, mode="r", dtype=np.uint8, offset=DATA_START))
         rows = data[: self.plan.rows_bytes].view(_lane(self.plan))
         self._rows = rows.reshape(self.plan.num_images * self.plan.flips, -1)
         skipped = {index for index, _, _ in self.manifest["skipped"]}
