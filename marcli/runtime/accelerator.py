@@ -125,4 +125,8 @@ def resolve_precision(precision: Precision, *, on_cpu: bool) -> Literal["bf16", 
     """Return what `precision` means on this machine: bf16 is faster and safe only where the GPU has it."""
     if precision != "auto":
         return precision
-    return "bf16" if not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    return (
+        "bf16"
+        if not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        else "fp32"
+    )
