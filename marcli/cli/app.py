@@ -1,6 +1,7 @@
 """The command line: six commands, `--version`, and one guarded call.
 
-Nothing here imports torch, so that `--help` answers at once.
+Nothing here imports torch, or pydantic with the recipes, so that `--help` answers at once: commands import what they
+need when they run.
 """
 
 import os

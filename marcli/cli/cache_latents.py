@@ -8,7 +8,6 @@ import typer
 from marcli.cli.launching import spread
 from marcli.cli.options import AsJson, DryRun, Gpus, NumProcesses, Overrides, RecipeFile
 from marcli.cli.output import print_plan, print_result
-from marcli.recipe.reader import read_recipe
 
 CachePrecision = Annotated[
     Literal["auto", "bf16", "fp32"],
@@ -26,6 +25,8 @@ def cache_latents(
     as_json: AsJson = False,
 ) -> None:
     """Encode a data set once, both flips, in parallel; the same command resumes, verifies and repairs."""
+    from marcli.recipe.reader import read_recipe
+
     resolved = read_recipe(recipe, overrides or [])
     from marcli.data.source import cache_folder
 

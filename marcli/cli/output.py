@@ -3,12 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from marcli.recipe.reader import recipe_text
-from marcli.recipe.schema import Recipe
+if TYPE_CHECKING:
+    from marcli.recipe.schema import Recipe
 
 
 def print_result(lines: Sequence[str], record: Mapping[str, Any], *, as_json: bool) -> None:
@@ -19,8 +19,10 @@ def print_result(lines: Sequence[str], record: Mapping[str, Any], *, as_json: bo
         typer.echo(json.dumps(record, default=str))
 
 
-def print_plan(recipe: Recipe, places: Mapping[str, Path], *, as_json: bool) -> None:
+def print_plan(recipe: "Recipe", places: Mapping[str, Path], *, as_json: bool) -> None:
     """Print the resolved recipe, its parameter counts and the `places` a command would write to or read from."""
+    from marcli.recipe.reader import recipe_text
+
     parameters = count_parameters(recipe)
     typer.echo(recipe_text(recipe), nl=False)
     typer.echo(f"# tokens: {recipe.num_tokens} of {recipe.token_dim} channels")
@@ -31,7 +33,7 @@ def print_plan(recipe: Recipe, places: Mapping[str, Path], *, as_json: bool) -> 
     print_result([], record, as_json=as_json)
 
 
-def count_parameters(recipe: Recipe) -> dict[str, int]:
+def count_parameters(recipe: "Recipe") -> dict[str, int]:
     """Return the model's parameters in all and of its head, without allocating any."""
     import torch
 

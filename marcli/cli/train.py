@@ -1,7 +1,7 @@
 """`marcli train`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,11 +9,11 @@ from marcli.cli.launching import spread
 from marcli.cli.options import AsJson, DryRun, Gpus, NumProcesses, Overrides, Precision, RecipeFile
 from marcli.cli.output import print_plan, print_result
 from marcli.cli.sharing import PushTo, check_push, share
-from marcli.recipe.reader import read_recipe
-from marcli.recipe.schema import Recipe
 from marcli.runtime.launch import is_worker
 from marcli.runtime.rundir import RunDir
-from marcli.training.resume import check_same_recipe
+
+if TYPE_CHECKING:
+    from marcli.recipe.schema import Recipe
 
 Out = Annotated[Path | None, typer.Option(help="The run's folder; default: runs/<name of the recipe>.")]
 
@@ -30,6 +30,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe; the same command resumes."""
+    from marcli.recipe.reader import read_recipe
+
     resolved = read_recipe(recipe, overrides or [])
     run = RunDir(out or Path("runs") / resolved.name)
     if dry_run:
@@ -52,8 +54,10 @@ def train(
         print_result([*lines, *shared_lines], {**record, **shared}, as_json=as_json)
 
 
-def check_folder(recipe: Recipe, run: RunDir) -> None:
+def check_folder(recipe: "Recipe", run: RunDir) -> None:
     """Fail before torch is imported when the folder is in use or holds a run of another recipe."""
+    from marcli.training.resume import check_same_recipe
+
     with run.lock():
         if run.recipe_path.exists():
             check_same_recipe(recipe, run.recipe_path)
