@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from marcli.data.images import open_images
-from marcli.data.source import ImageSource, Source
+from marcli.data.latents import TOKENIZER
+from marcli.data.source import Source, open_source
 from marcli.errors import UsageError
 from marcli.model.build import build_model
 from marcli.recipe.reader import write_recipe
@@ -28,6 +28,8 @@ from marcli.training.metrics_log import Window
 from marcli.training.optim import build_optimizer
 from marcli.training.resume import check_same_recipe
 from marcli.training.schedule import total_steps, warmup_steps
+
+SOURCES = {False: "images", True: "a latent cache"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Job:
             "step": step,
             "window": window.state(),
             "data_fingerprint": self.source.fingerprint,
+            "is_latents": self.source.is_latents,
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
             "world_size": self.processes.world_size,
         }
@@ -87,8 +90,9 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
             check_same_recipe(recipe, run.recipe_path)
         run.path.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, run.recipe_path)
-    source = ImageSource(open_images(recipe.data))
+    source = open_source(recipe, verify=processes.accelerator.is_local_main_process)
     tokenizer = settle_tokenizer(recipe, run, source, processes)
+    announce(describe_source(source, tokenizer))
     total = total_steps(recipe.train, num_images=source.num_images)
 
     torch.manual_seed(item_seed("weights", recipe.train.seed))
@@ -138,14 +142,34 @@ def check_shares(recipe: Recipe, world_size: int) -> None:
         )
 
 
-def settle_tokenizer(recipe: Recipe, run: RunDir, source: ImageSource, processes: Processes) -> Tokenizer:
-    """Return the run's tokenizer; the main process makes it once, with its measured scale, and all read it."""
+def settle_tokenizer(recipe: Recipe, run: RunDir, source: Source, processes: Processes) -> Tokenizer:
+    """Return the run's tokenizer, made once by the main process: the latent cache's, or a new one with its scale.
+
+    Raises UsageError when the run has another tokenizer than the cache.
+    """
     if processes.is_main and not run.tokenizer_path.exists():
-        made = prepare_tokenizer(recipe, source.images, device=processes.device)
+        if source.is_latents:
+            made = build_tokenizer(recipe, folder=source.cache.folder / TOKENIZER)
+        else:
+            made = prepare_tokenizer(recipe, source.images, device=processes.device)
         with atomic_folder(run.tokenizer_path) as aside:
             save_tokenizer(made, aside, recipe=recipe)
     processes.wait()
-    return build_tokenizer(recipe, folder=run.tokenizer_path).to(processes.device)
+    tokenizer = build_tokenizer(recipe, folder=run.tokenizer_path)
+    if source.is_latents and source.cache.plan.tokenizer != tokenizer.fingerprint:
+        raise UsageError(
+            f"the latents in {source.cache.folder} were made by another tokenizer than that of the run in {run.path}: "
+            "set data.latents to the run's own cache, or train in another folder (--out)"
+        )
+    return tokenizer.to(processes.device)
+
+
+def describe_source(source: Source, tokenizer: Tokenizer) -> str:
+    """Say where latents come from, and whose weights made them."""
+    note = f" ({tokenizer.weights_note})" if tokenizer.weights_note else ""
+    if source.is_latents:
+        return f"Training on {source.num_images:,} images as latents in {source.cache.folder}{note}."
+    return f"Training on {source.num_images:,} images, encoded by {tokenizer.kind} on the fly{note}."
 
 
 def resume(
@@ -158,9 +182,10 @@ def resume(
         return {"step": 0, "window": []}
     state = load_checkpoint(path, trained)
     if state["data_fingerprint"] != source.fingerprint:
+        before, now = (SOURCES[latents] for latents in (state["is_latents"], source.is_latents))
         raise UsageError(
-            f"the run in {run.path} was trained on other images than those at data.path now: "
-            "give it the old images back, or train in another folder (--out)"
+            f"the run in {run.path} was trained on other data ({before}) than there is now ({now}): "
+            "give it back (data.path, data.latents), or train in another folder (--out)"
         )
     announce(f"Resuming {run.path} after step {state['step']}.")
     return state
