@@ -27,7 +27,8 @@ class Train(Section):
     label_drop: float = Field(default=0.1, ge=0, le=1, description="share of labels dropped, for guidance")
     activation_checkpointing: bool = Field(default=False, description="recompute blocks in backward to save memory")
     nan_policy: Literal["stop", "skip"] = Field(
-        default="stop", description="on a loss that is not finite: stop at the last checkpoint, or skip up to 9 steps in a row"
+        default="stop",
+        description="on a loss that is not finite: stop at the last checkpoint, or skip up to 9 steps in a row",
     )
     compile: bool = Field(default=False, description="torch.compile the blocks")
     seed: int = Field(default=0, ge=0, description="of weights, data order, masks and noise")

@@ -9,15 +9,14 @@ from torch import Tensor, nn
 
 from marcli.recipe.train import Train
 
-HEAD = "head."
-
 
 def decayed_names(model: nn.Module) -> set[str]:
     """Return the parameters that decay: all but 1-D ones, biases and the whole head, as published."""
+    head = {id(parameter) for parameter in model.head_parameters()}
     return {
         name
         for name, parameter in model.named_parameters()
-        if parameter.ndim > 1 and not name.endswith("bias") and not name.startswith(HEAD)
+        if parameter.ndim > 1 and not name.endswith("bias") and id(parameter) not in head
     }
 
 

@@ -44,10 +44,10 @@ TINY = {
 
 
 def tiny_recipe(**train: object) -> Recipe:
-    """The tiny recipe with other values in its `train` section, or in any section as `section__key`."""
+    """The tiny recipe with other values in its `train` section, in any section as `section__key`, or a whole one."""
     tree = copy.deepcopy(TINY)
     for key, value in train.items():
-        *sections, name = ["train", *key.split("__")] if "__" not in key else key.split("__")
+        *sections, name = key.split("__") if "__" in key or key in tree else ["train", key]
         place = tree
         for section in sections:
             place = place[section]

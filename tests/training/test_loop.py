@@ -47,6 +47,28 @@ def test_training_learns_and_the_average_follows(recipe, train, tmp_path):
     assert average.abs().max() > 0 and not torch.equal(raw, average)
 
 
+KMEANS = {"kind": "kmeans", "patch_size": 2, "codebook_size": 16}
+CAUSAL = {"kind": "causal", "width": 16, "depth": 1, "heads": 2}
+OTHERS = {
+    "dit": {"model__backbone": {"kind": "dit", "width": 16, "depth": 1, "heads": 2}, "model__head": None},
+    "causal codes": {
+        "tokenizer": KMEANS,
+        "model__patch_size": 1,
+        "model__backbone": CAUSAL,
+        "model__head": {"kind": "cross_entropy"},
+    },
+    "masked l2": {"model__head": {"kind": "l2"}},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_system_trains_and_resumes(recipe, train, tmp_path, kind):
+    changes = OTHERS[kind] | {"steps": 8, "sample": {"diffusion_steps": 4, "num": 4}}
+    straight = train(recipe(**changes), tmp_path / "straight")
+    train(recipe(**changes), tmp_path / "killed", die_at=6)
+    assert lines(train(recipe(**changes), tmp_path / "killed")) == lines(straight)
+
+
 def test_micro_batches_and_activation_checkpointing_change_nothing(recipe, train, tmp_path):
     settings = dict(steps=4, model__backbone__dropout=0.0, checkpoint_every=4)
     plain = tensors(train(recipe(**settings), tmp_path / "plain"))

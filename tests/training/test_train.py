@@ -1,0 +1,88 @@
+"""A whole run: what it leaves behind, and what the command does about signals and a second run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from marcli.errors import MarcliError
+from marcli.recipe.reader import read_recipe, write_recipe
+from marcli.runtime.rundir import RunDir
+from marcli.training.preview import current_system, write_previews
+from marcli.training.train import train
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_run_leaves_weights_tokenizer_recipe_metrics_and_grids(recipe, processes, said, tmp_path):
+    run, made = RunDir(tmp_path / "run"), recipe(sample_every=6, trackers=["tensorboard"])
+    result = train(made, run, processes, announce=said.append)
+    assert (result.steps, result.new_steps) == (12, 12)
+    assert read_recipe(run.recipe_path, []) == made
+    assert run.read_status()["state"] == "done"
+    grids = sorted(path.name for path in run.samples.iterdir())
+    assert grids == ["grid-raw.png", "grid.png", "step-00000006-ema.png", "step-00000006-raw.png"]
+    grid = np.asarray(Image.open(run.samples / "grid.png"))
+    assert grid.dtype == np.uint8 and grid.std() > 0
+    assert list((run.path / "trackers").rglob("events.out.tfevents.*"))
+    with safe_open(run.weights_path, "pt") as weights:
+        names = set(weights.keys())
+        assert {name.partition(".")[0] for name in names} == {"raw", "ema"}
+        key = "head.denoiser.token_embed.weight"
+        assert not torch.equal(weights.get_tensor(f"raw.{key}"), weights.get_tensor(f"ema.{key}"))
+        assert weights.metadata()["step"] == "12"
+    again = train(made, run, processes, announce=said.append)
+    assert again.new_steps == 0 and "already trained to step 12" in said[-1]
+
+
+def test_previews_leave_training_alone_and_show_the_weights_asked_for(recipe, train, tmp_path):
+    job = train(recipe(), tmp_path)
+    before = {name: value.clone() for name, value in job.model.state_dict().items()}
+    write_previews(job, step=3)
+    assert job.model.training and all(p.requires_grad for p in job.model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in job.model.state_dict().items())
+    raw, ema = (current_system(job, weights).model.state_dict() for weights in ("raw", "ema"))
+    assert all(torch.equal(raw[name], before[name]) for name in before)
+    assert all(torch.equal(ema[name], value) for name, value in job.trained.ema.state().items())
+
+
+@pytest.fixture
+def command(recipe, tmp_path):
+    """The command line of a run that would take hours."""
+    file = tmp_path / "tiny.yaml"
+    write_recipe(recipe(steps=10**7, checkpoint_every=10**7), file)
+    return [sys.executable, "-m", "marcli", "train", str(file), "--out", str(tmp_path / "run"), "--gpus", "0"]
+
+
+def wait_for_metrics(run, process):
+    deadline = time.monotonic() + 120
+    while not run.metrics_path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+
+
+def test_a_second_run_is_refused_and_a_signal_saves_and_ends_with_75(command, tmp_path):
+    run = RunDir(tmp_path / "run")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for_metrics(run, first)
+        with pytest.raises(MarcliError, match=f"in use by process {first.pid} on host"), run.lock():
+            pass
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(timeout=60) == 75
+    finally:
+        first.kill()
+    status = json.loads(run.status_path.read_text())
+    assert status["state"] == "stopped" and "the same command goes on from there" in status["message"]
+    (checkpoint,) = run.checkpoints.iterdir()
+    assert f"after step {int(checkpoint.name.removeprefix('step-'))} of" in first.stderr.read()
