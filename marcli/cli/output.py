@@ -35,11 +35,10 @@ def print_plan(recipe: "Recipe", places: Mapping[str, Path], *, as_json: bool) -
 
 def count_parameters(recipe: "Recipe") -> dict[str, int]:
     """Return the model's parameters in all and of its head, without allocating any."""
-    import torch
-
     from marcli.model.build import build_model
+    from marcli.runtime.skeleton import skeletons
 
-    with torch.device("meta"):
+    with skeletons():
         model = build_model(recipe)
     counts = {"total": sum(parameter.numel() for parameter in model.parameters())}
     if recipe.model.head is not None:

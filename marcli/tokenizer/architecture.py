@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from marcli.errors import MarcliError
 from marcli.pretrained.ldm import assign_ldm, has_decoder_attention, read_ldm_file
 from marcli.runtime.atomic import sha256_file
+from marcli.runtime.skeleton import skeletons
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def load_published(
         attention=architecture.attention,
         decoder_attention=has_decoder_attention(tensors, levels=architecture.levels),
     ).blocks()
-    with torch.device("meta"):
+    with skeletons():
         network = network_class(**arguments, **more)
     assign_ldm(network, tensors, levels=architecture.levels, source=str(path))
     return network

@@ -5,10 +5,10 @@ from typing import Literal
 
 import torch
 
-from marcli.model.build import build_model
 from marcli.sampling.album import write_grid
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.generate import generate, micro_batches
+from marcli.sampling.load import filled_model
 from marcli.sampling.system import System
 from marcli.training.setup import Job
 
@@ -47,13 +47,10 @@ def current_system(job: Job, weights: Literal["ema", "raw"]) -> System:
     state = job.model.state_dict()
     if weights == "ema":
         state |= job.trained.ema.state()
-    with torch.device("meta"):
-        model = build_model(job.recipe)
-    model.load_state_dict(state, assign=True)
     return System(
         name=job.recipe.name,
         recipe=job.recipe,
-        model=model,
+        model=filled_model(job.recipe, state, source=str(job.run.path)),
         tokenizer=job.tokenizer,
         weights=weights,
         weights_sha256=None,

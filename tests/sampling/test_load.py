@@ -14,7 +14,7 @@ from marcli.recipe.schema import Recipe
 from marcli.runtime.atomic import sha256_file
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.generate import generate
-from marcli.sampling.load import load_system, random_system
+from marcli.sampling.load import filled_model, load_system, random_system
 from marcli.sampling.system import System
 from marcli.tokenizer.build import build_tokenizer, save_tokenizer
 
@@ -166,6 +166,15 @@ def test_a_shared_run_that_changed_is_refused(tmp_path: Path, recipe: Recipe, mo
     assert "outside of its folder" in refused({"../../etc/passwd": sha256})
     assert "outside of its folder" in refused({"/etc/passwd": sha256})
     assert "not a mapping" in refused("[1]") and "not a mapping" in refused("{")
+
+
+def test_buffers_that_no_file_holds_are_computed() -> None:
+    recipe = read_recipe("debug/backbone_dit", [])
+    real = build_model(recipe)
+    model = filled_model(recipe, real.state_dict(), source="memory")
+    assert len(list(real.buffers())) > 0
+    for name, value in real.named_buffers():
+        assert torch.equal(model.get_buffer(name), value), name
 
 
 def test_random_weights_depend_on_the_seed_alone_and_leave_the_global_generator(recipe: Recipe) -> None:
