@@ -69,8 +69,8 @@ def load_system(spec: str | None, *, weights: Weights, overrides: Sequence[str])
     found = find(spec, overrides)
     held = sets_of(found.weights)
     chosen, note = choose(weights, held, found)
-    model = filled_model(found.recipe, read_set(found.weights, chosen), source=str(found.weights))
     tokenizer = ready_tokenizer(found)
+    model = filled_model(found.recipe, read_set(found.weights, chosen), source=str(found.weights))
     notes = [each for each in (note, found.note, tokenizer.weights_note) if each]
     return System(
         name=found.name,
