@@ -27,9 +27,11 @@ WHEN_OS_SAYS = {
     errno.ENOENT: "There is no {place}: check the path",
     errno.EISDIR: "{place} is a folder where a file is needed",
     errno.ENOTDIR: "{place} lies under a file where a folder is needed",
+    errno.EFBIG: "{place} would grow beyond the largest file allowed here: see `ulimit -f`",
     errno.EMFILE: "Too many open files: raise the limit with `ulimit -n 65536`",
     errno.ENAMETOOLONG: "The name {place} is too long for this file system",
 }
+NO_MEMORY = "This machine has not enough memory: lower the batch size, or set train.micro_batch_size"
 NETWORK_ERRNOS = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT}
 NETWORK_TYPES = {
     "ConnectionError", "ConnectTimeout", "ReadTimeout", "ConnectError", "SSLError", "ProxyError", "gaierror",
@@ -71,7 +73,7 @@ def explain_error(error: BaseException) -> tuple[str, int]:
         case MarcliError():
             return str(error), FAILED
         case MemoryError():
-            return "This machine has not enough memory: lower the batch size", FAILED
+            return NO_MEMORY, FAILED
     return _foreign_sentence(error), FAILED
 
 
@@ -91,6 +93,8 @@ def _foreign_sentence(error: BaseException) -> str:
                 f"A file had to be fetched and the network did not answer ({_first_line(cause)}): "
                 "connect, or fetch the file elsewhere and name its path"
             )
+        if "can't allocate memory" in str(cause):
+            return NO_MEMORY
         if "OutOfMemoryError" in names:
             return "The GPU has not enough memory: lower the batch size, or set train.micro_batch_size"
         if "No space left on device" in str(cause):

@@ -1,10 +1,12 @@
 """`train:` - how long, how fast, and how often to write."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from marcli.recipe.section import Section
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Train(Section):
@@ -17,7 +19,7 @@ class Train(Section):
         default=None, ge=1, description="images per forward pass and process; null: all of the process's share at once"
     )
     lr: float = Field(gt=0, description="peak learning rate of AdamW")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's decay rates")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.95), description="AdamW's decay rates")
     weight_decay: float = Field(default=0.02, ge=0, description="on matrices of the backbone; never on the head")
     lr_schedule: Literal["constant", "cosine"] = Field(default="constant", description="after the warm-up")
     warmup_steps: int | None = Field(default=None, ge=0, description="steps of linear warm-up; give this or epochs")

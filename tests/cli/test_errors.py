@@ -28,6 +28,7 @@ from marcli.runtime.stop import StopRequest
         (RuntimeError("I/O: No space left on device (os error 28)"), 1, "The disk is full"),
         (KeyboardInterrupt(), 1, "Interrupted"),
         (MemoryError(), 1, "not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, "not enough memory"),
         (ValueError("bad\nsecond line"), 1, "ValueError: bad (unexpected; MARCLI_TRACEBACK=1 shows where)"),
     ],
 )

@@ -178,6 +178,8 @@ def test_overrides_are_typed() -> None:
         ("data.path=7", "data.path must be text (quote it), not 7"),
         ("data.channels=2", "data.channels must be one of 1 or 3, not 2"),
         ("train.betas=[0.9, x]", "train.betas[1] must be a number"),
+        ("train.betas=[0.9, 1.5]", "train.betas[1] must be below 1"),
+        ("train.betas=[0.9]", "train.betas[1] is missing"),
         ("train.trackers=[foo]", "train.trackers[0] must be one of 'tensorboard' or 'wandb'"),
         ("train=5", "train must be a mapping of keys, not 5"),
         ("name=../up", "name is '../up': use letters"),
