@@ -1,6 +1,7 @@
 """`marcli eval-fid`, from the command line to scores: runs, folders, archives, statistics, and wrong usage."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_on_the_fly_equals_the_written_pictures_and_their_archive(run_folder, tm
     assert result["protocol"]["rounding"].startswith("round(")
     assert written["results"][0]["protocol"]["rounding"] == "8-bit pictures as stored"
     [file] = fly["files"]
-    assert json.loads(open(file).read())["metrics"] == fly["metrics"]
+    assert json.loads(Path(file).read_text())["metrics"] == fly["metrics"]
 
 
 def test_several_seeds(run_folder, tmp_path, measure):

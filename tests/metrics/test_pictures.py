@@ -45,7 +45,7 @@ def test_a_few_of_a_set_in_class_order_are_spread_evenly(tmp_path):
     assert chosen_indices(open_pictures(str(by_class), image_size=None), 3).tolist() == [0, 2, 4]
     samples = write_folder(tmp_path / "b", noise(6, 8), [f"{i:06d}.png" for i in range(6)])
     assert chosen_indices(open_pictures(str(samples), image_size=None), 3).tolist() == [0, 1, 2]
-    with pytest.raises(UsageError, match="asks for 7 pictures, but .* holds 6"):
+    with pytest.raises(UsageError, match=r"asks for 7 pictures, but .* holds 6"):
         chosen_indices(open_pictures(str(samples), image_size=None), 7)
 
 
