@@ -46,7 +46,9 @@ def launch(argv: Sequence[str], *, num_processes: int, module: str = "marcli") -
     with tempfile.TemporaryDirectory(prefix="marcli-launch-") as folder:
         os.environ[REPORTS] = folder
         try:
-            run(parse_args([*options, "-m", module, *argv]))
+            arguments = parse_args([*options, "-m", module])
+            arguments.training_script_args = list(argv)  # not parsed: --num would be taken for --numa-binding
+            run(arguments)
         except ChildFailedError as failed:
             died = {rank: failure.exitcode for rank, failure in failed.failures.items()}
             raise _worst(_read_reports(Path(folder)), num_processes, died) from None
@@ -90,7 +92,9 @@ def first_host(nodelist: str) -> str:
 
 
 def _read_reports(folder: Path) -> dict[int, dict[str, Any]]:
-    return {int(path.name): json.loads(path.read_text()) for path in folder.iterdir()}
+    """Return the reports by rank, the earliest first: later ones are often about the first one's end."""
+    paths = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    return {int(path.name): json.loads(path.read_text()) for path in paths}
 
 
 def _worst(reports: dict[int, dict[str, Any]], num_processes: int, died: dict[int, int]) -> MarcliError:
