@@ -278,6 +278,11 @@ def measure_system(
 
     with team.main_first():
         system = load_system(spec, weights=weights, overrides=overrides)
+    if reference is None and not Path(system.name).is_dir():
+        raise UsageError(
+            f"{system.name} does not come with the pictures it was trained on: give --reference, for ImageNet ADM's "
+            "VIRTUAL_imagenet256_labeled.npz."
+        )
     size = system.recipe.data.image_size
     wanted = chosen_classes(classes, system.recipe)
     against = open_reference(
@@ -299,7 +304,14 @@ def measure_system(
         )
         if collected is None or against is None:
             continue
-        made_by = {"name": system.name, **system_settings(system), "seed": seed, "classes": wanted}
+        made_by = {
+            "name": system.name,
+            **system_settings(system),
+            "seed": seed,
+            "classes": wanted,
+            "engine": engine,
+            "precision": team.precision,
+        }
         result = score_features(
             collected.features,
             collected.blank,

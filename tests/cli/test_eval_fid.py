@@ -1,6 +1,9 @@
 """`marcli eval-fid`, from the command line to scores: runs, folders, archives, statistics, and wrong usage."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +80,27 @@ def test_the_table_is_for_people(run_folder, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "FD(pixels)-20" in out and "precision" in out and "FID" not in out
     assert "warning: 20 pictures are fewer than the 64 feature dimensions" in out
+
+
+def test_weights_without_their_pictures_need_a_reference(run_folder, capsys):
+    arguments = [run_folder / "weights.safetensors", "--features", "pixels", "--gpus", "0"]
+    assert run(["eval-fid", *map(str, arguments)]) == 2
+    assert "give --reference, for ImageNet ADM's" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_and_three_processes_give_the_scores_of_one(run_folder, tmp_path):
+    """70 pictures in units of 20 do not divide evenly among them; the reference is measured by all of them, too."""
+    records = []
+    for processes in (1, 2, 3):
+        command = [sys.executable, "-m", "marcli", "eval-fid", run_folder, "--num", 70, "--features", "pixels"]
+        command += ["--gpus", 0, "--processes", processes, "--out", tmp_path / str(processes), "--json"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, check=True)
+        records.append(json.loads(done.stdout.splitlines()[-1]))
+    for record in records[1:]:
+        assert record["num_images"] == 70
+        assert record["metrics"] == pytest.approx(records[0]["metrics"], rel=1e-9)
 
 
 @pytest.mark.parametrize(
