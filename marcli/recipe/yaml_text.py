@@ -13,7 +13,7 @@ import yaml
 
 from marcli.errors import UsageError
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 100_000
 
 PLAIN_SCALARS = {
     "tag:yaml.org,2002:null": re.compile(r"~|null|Null|NULL|"),

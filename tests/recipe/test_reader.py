@@ -98,7 +98,7 @@ def test_large_and_binary_files_are_refused(tmp_path: Path) -> None:
         file.truncate(100_000_000)
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
-    for path, words in ((large, "larger than 1,000,000 bytes"), (binary, "not UTF-8 text")):
+    for path, words in ((large, "larger than 100,000 bytes"), (binary, "not UTF-8 text")):
         with pytest.raises(UsageError, match=words):
             read_recipe(path, [])
 
