@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -53,8 +54,13 @@ def convert_once(source: Path) -> Converted:
     """
     sha256 = sha256_file(checked_file(source))
     folder = user_cache() / "converted" / f"{sha256}-{VERSION}"
-    if (kept := kept_conversion(folder)) is not None:
-        return kept
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # processes of one command ask at the same time
+        return kept_conversion(folder) or write_conversion(source, sha256, folder)
+
+
+def write_conversion(source: Path, sha256: str, folder: Path) -> Converted:
+    """Convert `source` into `folder`, which appears complete or not at all."""
     log.warning("Converting %s to safetensors, once, in %s.", source, folder)
     tensors, recipe, overrides = convert(source)
     check_finite(tensors, source=str(source))

@@ -1,6 +1,7 @@
 """A foreign file is converted once, whole or not at all, and neither side can change unseen."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,14 @@ def test_a_second_use_converts_nothing(tmp_path: Path, raw: dict[str, Tensor]) -
     renamed = path.rename(tmp_path / "elsewhere.pth")
     assert convert_once(renamed) == first
     assert first.weights.stat().st_mtime_ns == written
+
+
+def test_processes_that_ask_together_convert_once(tmp_path: Path, raw: dict[str, Tensor], caplog) -> None:
+    path = save_checkpoint(tmp_path / "checkpoint-last.pth", raw, raw)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(convert_once, [path] * 8))
+    assert all(answer == answers[0] for answer in answers)
+    assert caplog.text.count("Converting") == 1
 
 
 def test_a_damaged_conversion_is_made_anew(tmp_path: Path, raw: dict[str, Tensor]) -> None:
