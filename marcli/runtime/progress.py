@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -31,8 +31,8 @@ class Progress:
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
                 TimeRemainingColumn(),
+                TextColumn("left"),
                 TextColumn("{task.fields[facts]}"),
                 console=self._console,
             )
