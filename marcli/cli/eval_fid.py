@@ -14,6 +14,7 @@ from marcli.cli.options import (
     Classes,
     DiffusionSteps,
     Engine,
+    FastPreset,
     Gpus,
     NumProcesses,
     Precision,
@@ -21,6 +22,7 @@ from marcli.cli.options import (
     Steps,
     Temperature,
     Weights,
+    preset_overrides,
     sampling_overrides,
     split_overrides,
 )
@@ -81,6 +83,7 @@ def eval_fid(
         Path | None, typer.Option(help="Results and features; default: eval in the run, or IMAGES.eval beside them.")
     ] = None,
     engine: Engine = "auto",
+    fast_preset: FastPreset = None,
     gpus: Gpus = "auto",
     processes: NumProcesses = 1,
     precision: Precision = "auto",
@@ -92,6 +95,7 @@ def eval_fid(
     An interrupted measurement continues with the same command and the same pictures.
     """
     names, overrides = split_overrides(arguments)
+    overrides = preset_overrides(fast_preset) + overrides
     overrides += sampling_overrides(
         steps=steps,
         cfg=cfg,

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from marcli.errors import UsageError
+
 RecipeFile = Annotated[
     Path,
     typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one, e.g. recipes/digits.yaml."),
@@ -45,6 +47,14 @@ CfgSchedule = Annotated[
 ]
 Temperature = Annotated[float | None, typer.Option(min=0, help="Factor on the sampling noise; default: the recipe's.")]
 DiffusionSteps = Annotated[int | None, typer.Option(min=1, max=1000, help="Diffusion steps; default: the recipe's.")]
+FastPreset = Annotated[
+    str | None,
+    typer.Option(
+        "--fast-preset",
+        metavar="NAME",
+        help="Approximate for speed: disa, swift or turbo; settings given beside it win. Default: exact.",
+    ),
+]
 Classes = Annotated[str, typer.Option(help="Class numbers such as 207,360, or all.")]
 
 
@@ -56,6 +66,17 @@ def split_overrides(arguments: Sequence[str] | None) -> tuple[list[str], list[st
         is_override = "=" in argument and not Path(argument).exists()
         (overrides if is_override else names).append(argument)
     return names, overrides
+
+
+def preset_overrides(name: str | None) -> list[str]:
+    """Return what `--fast-preset` stands for; put it first, so that everything given beside it wins."""
+    if name is None:
+        return []
+    from marcli.recipe.approximate import PRESETS, overrides_of  # pydantic, which --help does without
+
+    if name not in PRESETS:
+        raise UsageError(f"--fast-preset {name!r} does not exist: choose {', '.join(PRESETS)}")
+    return overrides_of(name)
 
 
 def sampling_overrides(**options: object) -> list[str]:

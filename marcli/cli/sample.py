@@ -15,6 +15,7 @@ from marcli.cli.options import (
     DiffusionSteps,
     DryRun,
     Engine,
+    FastPreset,
     Gpus,
     NumProcesses,
     Precision,
@@ -23,6 +24,7 @@ from marcli.cli.options import (
     Steps,
     Temperature,
     Weights,
+    preset_overrides,
     sampling_overrides,
     split_overrides,
 )
@@ -46,6 +48,7 @@ def sample(
     npz: Annotated[bool, typer.Option("--npz", help="Write samples.npz for the ADM evaluation suite too.")] = False,
     animate: Annotated[bool, typer.Option("--animate", help="Write animation.gif, one frame per AR step.")] = False,
     engine: Engine = "auto",
+    fast_preset: FastPreset = None,
     gpus: Gpus = "auto",
     processes: NumProcesses = 1,
     precision: Precision = "auto",
@@ -56,6 +59,7 @@ def sample(
     names, overrides = split_overrides(arguments)
     if len(names) > 1:
         raise UsageError(f"sample takes one run, not {len(names)}: {', '.join(names)}")
+    overrides = preset_overrides(fast_preset) + overrides
     overrides += sampling_overrides(
         num=num,
         steps=steps,
@@ -67,6 +71,7 @@ def sample(
     )
     spread(gpus=gpus, processes=processes)
 
+    from marcli.recipe.approximate import approximation_lines
     from marcli.sampling.load import load_system
     from marcli.sampling.sample import chosen_classes, default_folder
     from marcli.sampling.sample import sample as write_samples
@@ -97,4 +102,5 @@ def sample(
     if here.is_main:
         lines = [f"{system.recipe.sample.num} pictures, grid.png and samples.json are in {folder}"]
         lines += [f"note: {system.note}"] if system.note else []
+        lines += approximation_lines(system.recipe.sample.approximate)
         print_result(lines, {**record, "out": str(folder), "images": len(record["images"])}, as_json=as_json)

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from marcli.recipe.approximate import Approximate
 from marcli.recipe.section import Section
 
 
@@ -29,5 +30,6 @@ class Sample(Section):
         default=4.5, ge=0, description="Gumbel noise on the confidence order (MaskGIT), falling to 0 at the last step"
     )
     kv_cache: bool | None = Field(default=None, description="keep keys and values; null: for causal backbones")
+    approximate: Approximate = Field(default=Approximate(), description="approximations, each off by default")
     num: int = Field(default=16, ge=1, description="pictures")
     batch_size: int = Field(default=64, ge=1, description="pictures generated together")

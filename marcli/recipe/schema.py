@@ -5,10 +5,12 @@ No torch here: everything a recipe can get wrong is said before it is imported.
 
 from pydantic import Field, model_validator
 
+from marcli.recipe.approximate import switched_on
 from marcli.recipe.data import Data
 from marcli.recipe.model import (
     CausalBackbone,
     CrossEntropyHead,
+    DiffusionHead,
     DiTBackbone,
     MaskedBackbone,
     Model,
@@ -78,6 +80,7 @@ class Recipe(Section):
         check_head(self)
         check_order(self)
         check_sampling(self)
+        check_approximations(self)
         check_training(self)
         return self
 
@@ -158,6 +161,28 @@ def check_sampling(recipe: Recipe) -> None:
         )
     if sample.cfg > 1 and recipe.train.label_drop == 0:
         raise ValueError("sample.cfg above 1 needs a model trained with train.label_drop above 0 (the paper: 0.1)")
+
+
+def check_approximations(recipe: Recipe) -> None:
+    """A switch needs the part of the model that it acts on; raises ValueError."""
+    switches, backbone, head = recipe.sample.approximate, recipe.model.backbone, recipe.model.head
+    on = switched_on(switches)
+    for name in on:
+        key = f"sample.approximate.{name}"
+        if isinstance(backbone, DiTBackbone):
+            raise ValueError(f"{key} acts on AR steps, and model.backbone.kind 'dit' has none: leave it out")
+        if recipe.order == "confidence":
+            raise ValueError(f"{key} needs an order known beforehand, and model.order is 'confidence': leave it out")
+        if name in ("solver", "final_diffusion_steps") and not isinstance(head, DiffusionHead):
+            raise ValueError(f"{key} needs model.head.kind 'diffusion', not {head.kind!r}: leave it out")
+        if name in ("guidance_from", "guidance_refresh", "order") and not isinstance(backbone, MaskedBackbone):
+            raise ValueError(f"{key} needs model.backbone.kind 'masked', not {backbone.kind!r}: leave it out")
+    if switches.order == "checkerboard" and recipe.order != "random":
+        raise ValueError(
+            f"sample.approximate.order 'checkerboard' needs model.order 'random', not {recipe.order!r}: leave it out"
+        )
+    if switches.order == "checkerboard" and recipe.sampling_steps < 2:
+        raise ValueError("sample.approximate.order 'checkerboard' needs at least 2 AR steps: set sample.steps")
 
 
 def check_training(recipe: Recipe) -> None:

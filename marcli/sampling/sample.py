@@ -6,6 +6,7 @@ from typing import Any
 
 from marcli import __version__
 from marcli.errors import StoppedError, UsageError
+from marcli.recipe.approximate import switched_on
 from marcli.recipe.schema import Recipe
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.progress import Progress
@@ -108,5 +109,7 @@ def default_folder(system: System, *, seed: int) -> Path:
     s = system.recipe.sample
     steps = f"steps{system.recipe.sampling_steps}-" if system.recipe.sampling_steps else ""
     name = f"{system.weights}-{steps}diffusion{s.diffusion_steps}-cfg{s.cfg:g}-t{s.temperature:g}-seed{seed}"
+    if switched_on(s.approximate):
+        name += "-" + (s.approximate.preset or "-".join(f"{k}{v}" for k, v in switched_on(s.approximate).items()))
     run = Path(system.name)
     return run / "samples" / name if run.is_dir() else Path("samples") / system.recipe.name / name

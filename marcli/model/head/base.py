@@ -17,6 +17,7 @@ class HeadSampling:
     diffusion_steps: int
     max_timestep: int
     clip_denoised: float | None
+    solver: str = "ancestral"  # the paper's; the others are approximations
 
 
 class Head(nn.Module):

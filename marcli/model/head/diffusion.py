@@ -6,8 +6,9 @@ from torch import Generator, Tensor
 
 from marcli.model.head.base import Draws, Head, HeadSampling
 from marcli.model.head.denoiser import DenoisingMLP
-from marcli.model.process.gaussian import diffuse, full_process, reverse_sample
+from marcli.model.process.gaussian import diffuse, full_process
 from marcli.model.process.losses import diffusion_loss
+from marcli.model.process.solvers import make_solver, process_for
 
 
 class DiffusionHead(Head):
@@ -43,7 +44,7 @@ class DiffusionHead(Head):
         self, generator: Generator, num_tokens: int, num_steps: int, settings: HeadSampling
     ) -> Float[Tensor, "tokens draws dim"]:
         """Starting noise, then one draw per reverse step, for every token."""
-        steps = len(self.process.respaced(settings.diffusion_steps, settings.max_timestep))
+        steps = len(process_for(settings.solver, self.process, settings.diffusion_steps, settings.max_timestep))
         return torch.randn(num_tokens, steps + 1, self.token_dim, generator=generator)
 
     def sample(
@@ -55,9 +56,10 @@ class DiffusionHead(Head):
         settings: HeadSampling,
     ) -> Float[Tensor, "batch wanted dim"]:
         """Run the reverse process; guidance acts on eps, the variance is the conditional one's."""
-        process = self.process.respaced(settings.diffusion_steps, settings.max_timestep)
+        process = process_for(settings.solver, self.process, settings.diffusion_steps, settings.max_timestep)
         conditions = z if z_null is None else torch.cat([z, z_null])
-        x = noise[:, :, 0]
+        solver = make_solver(settings.solver, process, temperature=settings.temperature, clip=settings.clip_denoised)
+        x = solver.start(noise[:, :, 0])
         for i, step in enumerate(process.reverse_steps()):
             t = torch.full((), step.timestep, device=z.device)
             both = x if z_null is None else torch.cat([x, x])
@@ -65,5 +67,5 @@ class DiffusionHead(Head):
             if z_null is not None:
                 (eps, eps_null), variance = eps.chunk(2), variance[: len(z)]
                 eps = eps_null + guidance * (eps - eps_null)
-            x = reverse_sample(step, x, eps, variance, noise[:, :, i + 1], settings.temperature, settings.clip_denoised)
+            x = solver.step(i, step, x, eps, variance, noise[:, :, i + 1])
         return x

@@ -103,7 +103,12 @@ def full_process(schedule: str) -> GaussianProcess:
 def respace(process: GaussianProcess, num_steps: int, max_timestep: int) -> GaussianProcess:
     """The process seen only at `num_steps` evenly spaced timesteps, none above `max_timestep`."""
     stride = (len(process) - 1) / max(1, num_steps - 1)
-    kept = sorted({min(round(i * stride), max_timestep) for i in range(num_steps)})
+    return keep(process, {min(round(i * stride), max_timestep) for i in range(num_steps)})
+
+
+def keep(process: GaussianProcess, indices: set[int]) -> GaussianProcess:
+    """The process seen only at these indices."""
+    kept = sorted(indices)
     alpha_bar = torch.cumprod(1.0 - process.betas, dim=0)[kept]
     previous = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     return GaussianProcess(1.0 - alpha_bar / previous, [process.timesteps[t] for t in kept])

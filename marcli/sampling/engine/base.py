@@ -9,6 +9,7 @@ from torch import Tensor
 
 from marcli.model.head.base import HeadSampling
 from marcli.recipe.schema import Recipe
+from marcli.sampling.engine.approximate import checkerboard_schedule
 from marcli.sampling.reveal import OnStep
 from marcli.sampling.schedule import RevealStep, reveal_schedule
 from marcli.sampling.tape import Tape
@@ -38,12 +39,14 @@ def head_sampling(recipe: Recipe) -> HeadSampling:
         diffusion_steps=sample.diffusion_steps,
         max_timestep=sample.max_timestep,
         clip_denoised=sample.clip_denoised,
+        solver=sample.approximate.solver,
     )
 
 
 def schedule_of(recipe: Recipe) -> list[RevealStep]:
     """The recipe's AR steps."""
-    return reveal_schedule(
+    make = checkerboard_schedule if recipe.sample.approximate.order == "checkerboard" else reveal_schedule
+    return make(
         num_tokens=recipe.num_tokens,
         num_steps=recipe.sampling_steps,
         cfg=recipe.sample.cfg,

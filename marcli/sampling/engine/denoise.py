@@ -13,7 +13,8 @@ from marcli.model.head.base import Head, HeadSampling
 from marcli.model.head.denoiser import DenoisingMLP, ResidualBlock
 from marcli.model.head.diffusion import DiffusionHead
 from marcli.model.layers.block import NORM_EPS
-from marcli.model.process.gaussian import GaussianProcess, reverse_sample
+from marcli.model.process.gaussian import GaussianProcess
+from marcli.model.process.solvers import make_solver, process_for
 from marcli.sampling.engine.linear import PackedLinear, packed
 
 MODULATION_BYTES = 64 * 2**20
@@ -48,11 +49,12 @@ class FastDiffusionHead(Head):
         settings: HeadSampling,
     ) -> Float[Tensor, "batch wanted dim"]:
         """Run the reverse process; a 0-dim tensor as guidance lets a captured graph serve every step."""
-        process = self.process.respaced(settings.diffusion_steps, settings.max_timestep)
+        process = process_for(settings.solver, self.process, settings.diffusion_steps, settings.max_timestep)
         steps, times = process.reverse_steps(), self.time_table(process, z.device)
         conditions = self.z_embed(torch.stack([z] if z_null is None else [z, z_null]).flatten(1, 2))
         noise = noise.flatten(0, 1)
-        x = noise[:, 0]  # [rows, dim]
+        solver = make_solver(settings.solver, process, temperature=settings.temperature, clip=settings.clip_denoised)
+        x = solver.start(noise[:, 0])  # [rows, dim]
         at_once = self.modulate.steps_at_once(conditions)
         for first in range(0, len(steps), at_once):
             modulations = self.modulate(times[first : first + at_once], conditions)
@@ -62,8 +64,7 @@ class FastDiffusionHead(Head):
                 if z_null is not None:
                     eps_null = output[1, :, : self.token_dim]
                     eps = eps_null + guidance * (eps - eps_null)
-                draw = noise[:, first + i + 1]
-                x = reverse_sample(step, x, eps, variance, draw, settings.temperature, settings.clip_denoised)
+                x = solver.step(first + i, step, x, eps, variance, noise[:, first + i + 1])
         return x.unflatten(0, z.shape[:2])
 
     def time_table(self, process: GaussianProcess, device: torch.device) -> Float[Tensor, "steps width"]:

@@ -7,8 +7,10 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from marcli.model.autoregressive import AutoregressiveModel
+from marcli.recipe.approximate import switched_on
 from marcli.recipe.schema import Recipe
 from marcli.sampling.confidence import reveal_by_confidence
+from marcli.sampling.engine.approximate import checkerboard_order, plan, reveal_approximately
 from marcli.sampling.engine.base import head_sampling, schedule_of, uses_cache
 from marcli.sampling.reveal import OnStep, reveal
 from marcli.sampling.tape import Tape, draw_tape
@@ -25,10 +27,13 @@ class PlainEngine:
         self.settings = head_sampling(recipe)
         self.schedule = schedule_of(recipe)
         self.device = model.null_class.device
+        self.switches = recipe.sample.approximate
+        self.planned = plan(self.schedule, self.settings, self.switches) if switched_on(self.switches) else None
 
     def draw_tape(self, *, seed: int, indices: Sequence[int]) -> Tape:
         """Orders and noise of these pictures, on the CPU."""
-        return draw_tape(self.model, seed=seed, indices=indices, num_steps=len(self.schedule), settings=self.settings)
+        tape = draw_tape(self.model, seed=seed, indices=indices, num_steps=len(self.schedule), settings=self.settings)
+        return Tape(checkerboard_order(tape.order), tape.noise) if self.switches.order == "checkerboard" else tape
 
     @torch.inference_mode()
     def latents(
@@ -40,11 +45,14 @@ class PlainEngine:
             condition=self.model.condition(labels),
             null=self.model.null_class.expand(len(labels), -1) if guided else None,
             tape=tape,
-            schedule=self.schedule,
-            settings=self.settings,
             on_step=on_step,
         )
+        kv_cache = uses_cache(self.recipe)
+        if self.planned is not None:
+            reuse = self.switches.guidance_refresh is not None
+            return reveal_approximately(self.model, planned=self.planned, reuse=reuse, kv_cache=kv_cache, **inputs)
+        inputs |= dict(schedule=self.schedule, settings=self.settings)
         if self.recipe.order == "confidence":
             temperature = self.recipe.sample.confidence_temperature
             return reveal_by_confidence(self.model, confidence_temperature=temperature, **inputs)
-        return reveal(self.model, kv_cache=uses_cache(self.recipe), **inputs)
+        return reveal(self.model, kv_cache=kv_cache, **inputs)

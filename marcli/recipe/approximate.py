@@ -1,0 +1,96 @@
+"""`sample.approximate:` - departures from the exact sampler that trade a little quality for speed; all off by default.
+
+Each switch can be set alone. A preset is a named set of switches and step counts, written down here as data.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from marcli.recipe.section import Section
+
+
+class Approximate(Section):
+    """Named approximations; every one that is on is recorded with the pictures."""
+
+    preset: str | None = Field(default=None, description="the preset these switches came from, for the record")
+    final_diffusion_steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="diffusion steps fall linearly over the AR steps from sample.diffusion_steps to this (DiSA)",
+    )
+    solver: Literal["ancestral", "ddim", "dpm++2m"] = Field(
+        default="ancestral",
+        description="reverse process: the paper's, or one of its ODE, which needs few steps and adds no noise",
+    )
+    guidance_from: float | None = Field(
+        default=None, ge=1, description="AR steps with a smaller guidance scale run without the unconditional half"
+    )
+    guidance_refresh: int | None = Field(
+        default=None,
+        ge=2,
+        description="the unconditional transformer runs at every so manieth AR step; between them its last difference "
+        "from the conditional one is used again (LazyMAR)",
+    )
+    order: Literal["checkerboard"] | None = Field(
+        default=None,
+        description="reveal one colour of the checkerboard first, then the other in few AR steps (after GtR, whose "
+        "constants are unpublished)",
+    )
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named set of approximations: one sentence, and the recipe keys it sets under `sample`."""
+
+    sentence: str
+    settings: dict[str, object]
+
+
+PRESETS = {
+    "disa": Preset(
+        "Diffusion step annealing as published (2505.20297): 50 steps falling to 5, none later than 950.",
+        {"diffusion_steps": 50, "max_timestep": 950, "approximate.final_diffusion_steps": 5},
+    ),
+    "swift": Preset(
+        "Annealed DPM-Solver++ steps (16 to 6), no guidance below 1.1.",
+        {
+            "diffusion_steps": 16,
+            "max_timestep": 950,
+            "approximate.final_diffusion_steps": 6,
+            "approximate.solver": "dpm++2m",
+            "approximate.guidance_from": 1.1,
+        },
+    ),
+    "turbo": Preset(
+        "As swift, and the unconditional transformer at every third AR step only.",
+        {
+            "diffusion_steps": 16,
+            "max_timestep": 950,
+            "approximate.final_diffusion_steps": 6,
+            "approximate.solver": "dpm++2m",
+            "approximate.guidance_from": 1.1,
+            "approximate.guidance_refresh": 3,
+        },
+    ),
+}
+
+
+def overrides_of(name: str) -> list[str]:
+    """The recipe overrides that a preset stands for."""
+    chosen = {**PRESETS[name].settings, "approximate.preset": name}
+    return [f"sample.{key}={value}" for key, value in chosen.items()]
+
+
+def approximation_lines(approximate: Approximate) -> list[str]:
+    """What a command says about the approximations that are on; nothing when the sampler is exact."""
+    on = ", ".join(f"{name} {value}" for name, value in switched_on(approximate).items())
+    preset = f"preset {approximate.preset}: " if approximate.preset else ""
+    return [f"approximate: {preset}{on}"] if on else []
+
+
+def switched_on(approximate: Approximate) -> dict[str, object]:
+    """The approximations that are on, without the preset's name."""
+    return approximate.model_dump(mode="json", exclude={"preset"}, exclude_defaults=True)

@@ -1,0 +1,114 @@
+"""The generation loop with approximations, over any engine's model: what may differ from one AR step to the next.
+
+- fewer diffusion steps the more tokens are known, for there is less left to decide (DiSA, 2505.20297);
+- no unconditional half while guidance is weak;
+- an unconditional transformer run only now and then: its difference from the conditional one changes slowly, so
+  the last one is added in between (LazyMAR, 2503.12450);
+- one colour of the checkerboard first, the other in few steps, its neighbours being known (after GtR, 2510.17171).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from marcli.model.autoregressive import AutoregressiveModel
+from marcli.model.grid import to_latents
+from marcli.model.head.base import HeadSampling
+from marcli.model.layers.embed import take
+from marcli.model.order import reveal_counts
+from marcli.recipe.approximate import Approximate
+from marcli.sampling.reveal import OnStep
+from marcli.sampling.schedule import RevealStep, guidance_scale
+from marcli.sampling.tape import Tape
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One AR step and what is left out of it."""
+
+    step: RevealStep
+    settings: HeadSampling
+    guided: bool
+    refresh: bool  # run the unconditional transformer, rather than reuse its difference
+
+
+def plan(schedule: Sequence[RevealStep], settings: HeadSampling, switches: Approximate) -> list[PlannedStep]:
+    """Decide every AR step before the first."""
+    planned: list[PlannedStep] = []
+    since_refresh = None
+    for step in schedule:
+        guided = switches.guidance_from is None or step.guidance >= switches.guidance_from
+        refresh = guided and (since_refresh is None or since_refresh + 1 >= (switches.guidance_refresh or 1))
+        if guided:
+            since_refresh = 0 if refresh else since_refresh + 1
+        steps = annealed_steps(step.index, len(schedule), settings.diffusion_steps, switches.final_diffusion_steps)
+        planned.append(PlannedStep(step, replace(settings, diffusion_steps=steps), guided, refresh))
+    return planned
+
+
+def annealed_steps(index: int, num_steps: int, first: int, last: int | None) -> int:
+    """Diffusion steps of AR step `index`: from `first` at the first linearly to `last` at the last."""
+    if last is None or num_steps == 1:
+        return first
+    return last + int((num_steps - 1 - index) / (num_steps - 1) * (first - last))
+
+
+def reveal_approximately(
+    model: AutoregressiveModel,
+    *,
+    condition: Float[Tensor, "batch width"],
+    null: Float[Tensor, "batch width"] | None,
+    tape: Tape,
+    planned: Sequence[PlannedStep],
+    reuse: bool,
+    kv_cache: bool,
+    on_step: OnStep | None,
+) -> Shaped[Tensor, "batch channels side side"]:
+    """As `reveal`, step by planned step; `reuse` keeps the unconditional difference of every hidden token."""
+    order, batch_size = tape.order, tape.order.shape[0]
+    conditions = condition if null is None else torch.cat([condition, null])
+    cache = model.backbone.new_cache(len(conditions), like=conditions) if kv_cache else None
+    known, difference, difference_from = model.no_tokens(batch_size), None, 0
+    for now in planned:
+        step = now.step
+        both = null is not None and now.guided and now.refresh
+        copies, inputs = (2, conditions) if both else (1, condition)
+        wanted = model.num_tokens - step.known if both and reuse else step.count
+        z = model.predict(known.repeat(copies, 1, 1), order.repeat(copies, 1), inputs, num_wanted=wanted, cache=cache)
+        z, z_null = (z[:batch_size], z[batch_size:]) if both else (z, None)
+        if both and reuse:
+            difference, difference_from = z_null - z, step.known
+            z, z_null = z[:, : step.count], z_null[:, : step.count]
+        elif null is not None and now.guided and not both:
+            first = step.known - difference_from
+            z_null = z + difference[:, first : first + step.count]
+        noise = tape.noise[:, step.known : step.known + step.count]
+        known = torch.cat([known, model.head.sample(z, z_null, step.guidance, noise, now.settings)], dim=1)
+        if on_step is not None:
+            on_step(step, known, order)
+    return to_latents(take(known, order.argsort(dim=1)), model.patch_size)
+
+
+def checkerboard_schedule(*, num_tokens: int, num_steps: int, cfg: float, cfg_schedule: str) -> list[RevealStep]:
+    """Four fifths of the steps for the first colour, by the cosine rule; the rest share the second colour evenly."""
+    second_steps = max(1, num_steps // 5)
+    first, second = (num_tokens + 1) // 2, num_tokens // 2
+    counts = reveal_counts(first, min(first, num_steps - second_steps)) if num_steps > 1 else [first]
+    second_steps = min(second, max(1, num_steps - len(counts)))
+    counts += [second * (i + 1) // second_steps - second * i // second_steps for i in range(second_steps)]
+    steps, known = [], 0
+    for index, count in enumerate(counts):
+        guidance = guidance_scale(cfg, cfg_schedule, num_tokens, max(1, num_tokens - known - count))
+        steps.append(RevealStep(index, known, count, guidance))
+        known += count
+    return steps
+
+
+def checkerboard_order(order: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
+    """The same order, one colour of the board first."""
+    side = round(order.shape[1] ** 0.5)
+    colour = (order // side + order % side) % 2
+    return order.gather(1, colour.argsort(dim=1, stable=True))
