@@ -19,6 +19,7 @@ from marcli.sampling.generate import Pictures
 
 GRID_PICTURES = 100
 WRITERS = 2
+GAP_GREY = 96  # neither ink nor paper, so that a picture's edge shows whatever it holds
 
 
 def picture_path(folder: Path, index: int) -> Path:
@@ -73,7 +74,7 @@ def grid_image(images: UInt8[Tensor, "batch channels height width"], *, columns:
     """Pictures side by side; small ones are enlarged so that they can be looked at."""
     count, channels, height, width = images.shape
     rows, gap = -(-count // columns), 1 if height < 64 else 2
-    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, dtype=np.uint8)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), GAP_GREY, dtype=np.uint8)
     for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         top, left = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
         canvas[top : top + height, left : left + width] = image
