@@ -1,19 +1,257 @@
-"""`marcli tokenize`."""
+"""`marcli tokenize`: one or several tokenizers on the user's images, side by side."""
 
-from typing import Annotated
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
-from marcli.cli.options import AsJson, Gpus, NumProcesses, Precision
-from marcli.errors import MarcliError
+from marcli.cli.options import AsJson, Gpus, Precision
+from marcli.cli.output import print_result
+from marcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from marcli.metrics.roundtrip import RoundTrip
+    from marcli.recipe.data import Data
+    from marcli.recipe.tokenizer import Tokenizer as TokenizerSection
+
+DEFAULT_SIDE = 256
+SHOWN = 8  # pictures side by side
 
 
 def tokenize(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder, parquet file, hub id, or digits.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="A folder, parquet file, hub id, or digits; or a recipe.")
+    ],
+    tokenizer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="pixels, kmeans, kl16, kl8, vq16 or consistency; kl16=PATH for weights of your own; or settings as in "
+            "a recipe: '{kind: kmeans, codebook_size: 512}'. Repeat it to compare. Default: the recipe's, or kl16."
+        ),
+    ] = None,
+    num: Annotated[int, typer.Option(min=1, help="Images to judge on, evenly spread over the set.")] = 256,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the centre crop; default: the pictures' own, at most 256.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a hub data set or folder.")] = "train",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 16,
+    features: Annotated[
+        str, typer.Option(help="For rFID: inception (as published), pixels (no weights needed), or none.")
+    ] = "pixels",
+    inception: Annotated[Path | None, typer.Option(help="Inception's weights; default: downloaded once.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for roundtrip.png and tokenize.json.")] = Path("runs/tokenize"),
     gpus: Gpus = "auto",
-    processes: NumProcesses = 1,
     precision: Precision = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Judge a tokenizer on your images: round trip, PSNR, SSIM, rFID, the latent scale, code usage."""
-    raise MarcliError("tokenize is not built yet.")
+    section, names = read_data(data, split=split)
+    sections = [parse_tokenizer(text) for text in tokenizer] if tokenizer else names or [parse_tokenizer("kl16")]
+    import torch
+
+    from marcli.data.images import native_size, open_images
+    from marcli.recipe.tokenizer import latent_shape
+    from marcli.runtime.accelerator import start_processes
+
+    if names is None:
+        side, channels = native_size(section)
+        learned = all(part.kind in ("pixels", "kmeans") for part in sections)
+        section = section.model_copy(
+            update={
+                "image_size": image_size or largest_side(side, sections),
+                "channels": channels if learned else 3,
+            }
+        )
+    elif image_size is not None:
+        section = section.model_copy(update={"image_size": image_size})
+    for part in sections:
+        try:
+            latent_shape(part, section.image_size, section.channels)
+        except ValueError as error:
+            raise UsageError(f"{error}: give --image-size") from None
+    images = open_images(section, labelled=False)
+    team = start_processes(precision="fp32" if precision == "auto" else precision, gpus=gpus)
+    extractor = find_extractor(features, inception, team.device)
+    chosen = torch.linspace(0, len(images) - 1, min(num, len(images))).round().long().unique().tolist()
+    results, pictures, notes = [], [], []
+    for part in sections:
+        name, trip, returned, note = judge(
+            part, section, images, chosen, extractor=extractor, batch_size=batch_size, team=team
+        )
+        results.append((name, trip))
+        pictures.append(returned)
+        notes += [f"note: {name}: {note}"] if note else []
+    originals = next(images.batches(SHOWN, indices=chosen))[0]
+    report(results, originals, pictures, notes, images=images, out=out, as_json=as_json)
+
+
+def read_data(data: str, *, split: str) -> "tuple[Data, list[TokenizerSection] | None]":
+    """Return the data section, and the tokenizer when DATA is a recipe."""
+    from marcli.recipe.data import Data
+
+    if Path(data).suffix in (".yaml", ".yml"):
+        from marcli.recipe.reader import read_recipe
+
+        recipe = read_recipe(data, [])
+        return recipe.data, [recipe.tokenizer]
+    return Data(path=data, split=split, image_size=DEFAULT_SIDE, num_classes=1), None
+
+
+def parse_tokenizer(text: str) -> "TokenizerSection":
+    """Return the tokenizer section that an option names; raises UsageError."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from marcli.recipe.tokenizer import Tokenizer
+
+    settings: Any
+    if text.lstrip().startswith("{"):
+        try:
+            settings = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UsageError(
+                f"--tokenizer {text!r} is no mapping: write '{{kind: kmeans, codebook_size: 512}}'"
+            ) from None
+    else:
+        kind, _, weights = text.partition("=")
+        settings = {"kind": kind} | ({"weights": weights} if weights else {})
+    try:
+        return TypeAdapter(Tokenizer).validate_python(settings)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"][1:])
+        raise UsageError(f"--tokenizer {text!r} is not possible: {where or 'kind'}: {fault['msg']}") from None
+
+
+def largest_side(side: int, sections: "list[TokenizerSection]") -> int:
+    """Return the pictures' own side, at most 256, made smaller until every tokenizer divides it."""
+    from marcli.recipe.tokenizer import latent_shape
+
+    for candidate in range(min(side, DEFAULT_SIDE), 0, -1):
+        try:
+            for section in sections:
+                latent_shape(section, candidate, 3)
+        except ValueError:
+            continue
+        return candidate
+    raise UsageError(f"the pictures have {side} pixels a side, too few for the tokenizer: give --image-size")
+
+
+def find_extractor(features: str, inception: Path | None, device: Any) -> Any:
+    """Return the feature extractor for rFID, or None."""
+    if features == "none":
+        return None
+    from marcli.metrics.features import build_extractor
+
+    return build_extractor(
+        features,
+        protocol="legacy_tensorflow",
+        inception=inception,
+        inception_sha256=None,
+        feature_weights=None,
+        device=device,
+    )
+
+
+def judge(
+    part: "TokenizerSection",
+    data: "Data",
+    images: Any,
+    chosen: list[int],
+    *,
+    extractor: Any,
+    batch_size: int,
+    team: Any,
+) -> "tuple[str, RoundTrip, Any, str | None]":
+    """Return name, figures, first round trips and a note on the weights."""
+    from marcli.metrics.roundtrip import measure_round_trip
+    from marcli.runtime.progress import Progress
+    from marcli.tokenizer.build import new_tokenizer
+
+    name = tokenizer_name(part)
+    made = new_tokenizer(part, data, images, seed=0, device=team.device)
+    with Progress(title=name, total=len(chosen), unit="images", shown=True) as progress, team.accelerator.autocast():
+
+        def counted() -> Any:
+            for pixels, _ in images.batches(batch_size, indices=chosen):
+                yield pixels
+                progress.advance(len(pixels))
+
+        trip, returned = measure_round_trip(made, counted(), extractor=extractor, device=team.device, keep=SHOWN)
+    return name, trip, returned, made.weights_note
+
+
+def tokenizer_name(part: "TokenizerSection") -> str:
+    """Return a short name that tells tokenizers of one kind apart."""
+    settings = part.model_dump(exclude_defaults=True, exclude={"kind", "weights", "scale"})
+    return " ".join([part.kind, *(str(value) for value in settings.values())])
+
+
+def report(
+    results: "list[tuple[str, RoundTrip]]",
+    originals: Any,
+    pictures: list[Any],
+    notes: list[str],
+    *,
+    images: Any,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Print the table and write the picture and the record."""
+    import torch
+    from rich.console import Console
+
+    from marcli.runtime.atomic import atomic_file
+    from marcli.sampling.album import write_grid, write_record
+
+    Console(soft_wrap=True).print(comparison(results))
+    notes += [f"skipped {name}: {reason}" for name, reason in images.skipped]
+    out.mkdir(parents=True, exist_ok=True)
+    rows = torch.cat([originals[: len(pictures[0])], *pictures])
+    with atomic_file(out / "roundtrip.png") as partial:
+        write_grid(rows, partial, columns=len(pictures[0]))
+    record = {
+        "tokenizers": [{"name": name, **asdict(trip)} for name, trip in results],
+        "notes": notes,
+        "picture": str(out / "roundtrip.png"),
+    }
+    write_record(record, out / "tokenize.json")
+    lines = [
+        *notes,
+        f"wrote {out / 'roundtrip.png'} (originals, then one row per tokenizer) and {out / 'tokenize.json'}",
+    ]
+    print_result(lines, record, as_json=as_json)
+
+
+def comparison(results: "list[tuple[str, RoundTrip]]") -> Any:
+    """Return the table: one column per tokenizer, one row per figure."""
+    from rich.table import Table
+
+    first = results[0][1]
+    table = Table(title=f"round trip of {first.images:,} images", title_justify="left")
+    table.add_column("")
+    for name, _ in results:
+        table.add_column(name, justify="right")
+    trips = [trip for _, trip in results]
+    table.add_row("PSNR, dB", *("exact" if trip.psnr is None else f"{trip.psnr:.2f}" for trip in trips))
+    table.add_row("SSIM", *(f"{trip.ssim:.4f}" for trip in trips))
+    table.add_row(f"rFID ({first.features or 'not measured'})", *(_figure(trip.rfid, ".2f") for trip in trips))
+    table.add_row("latent std", *(_figure(trip.latent_std, ".4g") for trip in trips))
+    table.add_row(
+        "of a channel",
+        *("-" if trip.channel_std is None else "{:.3g}..{:.3g}".format(*trip.channel_std) for trip in trips),
+    )
+    table.add_row("scale = 1/std", *(_figure(trip.measured_scale, ".4g") for trip in trips))
+    table.add_row("scale used", *(_figure(trip.scale, ".4g") for trip in trips))
+    table.add_row(
+        "codes used", *("-" if not trip.codes else f"{trip.codes_used:,} of {trip.codes:,}" for trip in trips)
+    )
+    table.add_row("perplexity of codes", *(_figure(trip.perplexity, ",.1f") for trip in trips))
+    table.add_row("encode, ms per image", *(f"{trip.encode_ms:,.2f}" for trip in trips))
+    table.add_row("decode, ms per image", *(f"{trip.decode_ms:,.2f}" for trip in trips))
+    return table
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

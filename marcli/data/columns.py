@@ -67,17 +67,18 @@ class ColumnPictures:
         return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
 
 
-def open_parquet(files: list[Path], data: Data) -> ColumnPictures:
+def open_parquet(files: list[Path], data: Data, *, labelled: bool) -> ColumnPictures:
     """Open parquet files as one table, in the given order; raises UsageError or MarcliError."""
     try:
         table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
     except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid, ValueError) as error:
         cause = error.__cause__ or error
         raise MarcliError(f"{files[0]} cannot be read as parquet: {_first_line(cause)}") from None
-    return _pictures(table, data, place=files[0] if len(files) == 1 else f"{files[0].parent} ({len(files)} files)")
+    place = files[0] if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
+    return _pictures(table, data, place=place, labelled=labelled)
 
 
-def open_hub(data: Data) -> ColumnPictures:
+def open_hub(data: Data, *, labelled: bool) -> ColumnPictures:
     """Open a hub data set, downloading it the first time; raises UsageError when there is none or no network."""
     if data.path.startswith((".", "/", "~")) or data.path.count("/") > 1 or data.path.endswith(".parquet"):
         raise UsageError(f"data.path {data.path!r} does not exist: give a folder, a parquet file, a hub id or 'digits'")
@@ -89,7 +90,7 @@ def open_hub(data: Data) -> ColumnPictures:
             f"data.path {data.path!r} is no file or folder here, and could not be fetched as a hub data set of split "
             f"{data.split!r} ({_first_line(error)}): check the name and the network, or download it and give the folder"
         ) from None
-    return _pictures(table, data, place=data.path)
+    return _pictures(table, data, place=data.path, labelled=labelled)
 
 
 @contextmanager
@@ -108,9 +109,11 @@ def _offline_unless_reachable(name: str) -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
-def _pictures(table: datasets.Dataset, data: Data, *, place: Path | str) -> ColumnPictures:
+def _pictures(table: datasets.Dataset, data: Data, *, place: Path | str, labelled: bool) -> ColumnPictures:
     column = _image_column(table, data.image_column, place)
-    labels, class_names = _labels(table, data, place)
+    labels, class_names = np.zeros(len(table), dtype=np.int64), None
+    if labelled:
+        labels, class_names = _labels(table, data, place)
     return ColumnPictures(
         table,
         column,

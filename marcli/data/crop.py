@@ -54,6 +54,15 @@ def decode_square(encoded: bytes | Path, *, image_size: int, channels: int) -> n
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
+def picture_size(encoded: bytes | Path) -> tuple[int, int]:
+    """Return a picture's short side in pixels and its channels, 1 for grey ones; raises BrokenImageError."""
+    try:
+        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+            return min(image.size), 1 if image.mode in ("1", "L") or image.mode.startswith("I") else 3
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BrokenImageError(str(error)) from None
+
+
 def convert(image: Image.Image, channels: int) -> Image.Image:
     """Return `image` as 8-bit grey (channels 1) or RGB (channels 3); raises BrokenImageError."""
     mode = "L" if channels == 1 else "RGB"

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from marcli.data.crop import BrokenImageError, decode_square
+from marcli.data.crop import BrokenImageError, decode_square, picture_size
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
 
@@ -160,10 +160,11 @@ class ArrayImages(ImageSet):
         return self._pixels[rows], self._labels[rows]
 
 
-def open_images(data: Data) -> ImageSet:
+def open_images(data: Data, *, labelled: bool = True) -> ImageSet:
     """Open the images of a recipe without decoding any; raises UsageError in one sentence.
 
-    `data.path` is 'digits', an existing folder or parquet file, or else a hub id.
+    `data.path` is 'digits', an existing folder or parquet file, or else a hub id. With `labelled` False labels may be
+    missing (then 0) or outside `data.num_classes`.
     """
     if data.path == "digits":
         from marcli.data.digits import open_digits
@@ -176,14 +177,31 @@ def open_images(data: Data) -> ImageSet:
         path = Path(data.path).expanduser()
         if path.is_dir():
             parquet = find_parquet(path, split=data.split)
-            pictures = open_parquet(parquet, data) if parquet else open_folder(path, split=data.split)
+            if parquet:
+                pictures = open_parquet(parquet, data, labelled=labelled)
+            else:
+                pictures = open_folder(path, split=data.split)
         elif path.is_file():
-            pictures = open_parquet([path], data)
+            pictures = open_parquet([path], data, labelled=labelled)
         else:
-            pictures = open_hub(data)
+            pictures = open_hub(data, labelled=labelled)
         images = ImageSet(pictures, image_size=data.image_size, channels=data.channels, on_broken=data.on_broken)
-    check_labels(images, data)
+    if labelled or len(images) == 0:
+        check_labels(images, data)
     return images
+
+
+def native_size(data: Data) -> tuple[int, int]:
+    """Return short side and channels (1 or 3) of the first readable picture at `data.path`; raises as `open_images`."""
+    if data.path == "digits":
+        return 8, 1
+    pictures = open_images(data, labelled=False)._pictures
+    for index in range(len(pictures.labels)):
+        try:
+            return picture_size(pictures.encoded(index))
+        except BrokenImageError:
+            continue
+    raise MarcliError(f"none of the images in {data.path!r} can be read: check data.path")
 
 
 def check_labels(images: ImageSet, data: Data) -> None:

@@ -95,11 +95,11 @@ def load_diffusers(folder: Path, *, network_class: type[nn.Module]) -> nn.Module
 
 
 def weights_note(path: Path, known: frozenset[str]) -> str | None:
-    """Return what to say about a weights file: None when its sha256 is one of a published file."""
+    """Return what to say about weights: None when the file's sha256 is among the `known` ones of published files."""
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    if len(files) == 1:
-        found = sha256_file(files[0])
-        if found in known:
-            return None
-        return f"{path} is not verified as the published weights (sha256 {found[:16]}...)"
-    return f"{path} is not verified as the published weights"
+    found = sha256_file(files[0]) if len(files) == 1 else "of several files"
+    if found in known:
+        return None
+    if known:
+        return f"{path} are not the published weights (sha256 {found[:16]}, the published {min(known)[:16]})"
+    return f"{path} could not be verified as published weights: no sha256 of those is known (this one is {found[:16]})"

@@ -12,9 +12,12 @@ import torch
 
 from marcli.data.images import ImageSet
 from marcli.errors import MarcliError, UsageError
+from marcli.pretrained.hub import find_tokenizer_weights
+from marcli.pretrained.published import TOKENIZERS
 from marcli.recipe import tokenizer as kinds
+from marcli.recipe.data import Data
 from marcli.recipe.schema import Recipe
-from marcli.recipe.tokenizer import LatentShape
+from marcli.tokenizer.architecture import weights_note
 from marcli.tokenizer.base import Tokenizer
 
 SCALE_IMAGES = 10_000  # measure the scale on at most so many images, evenly spread
@@ -24,13 +27,20 @@ PUBLISHED_SCALES = {"kl16": 0.2325, "kl8": 0.18215, "consistency": 0.18215}  # M
 
 def prepare_tokenizer(recipe: Recipe, images: ImageSet, *, device: torch.device) -> Tokenizer:
     """Build the recipe's tokenizer, learn what it has to learn, and measure its scale unless it is given."""
-    tokenizer = build_tokenizer(recipe, folder=None)
-    if hasattr(tokenizer, "fit") and not tokenizer.is_fitted:
-        tokenizer.fit(images, seed=recipe.train.seed)
-    tokenizer.to(device)
+    tokenizer = new_tokenizer(recipe.tokenizer, recipe.data, images, seed=recipe.train.seed, device=device)
     if tokenizer.scale is None:
         tokenizer.scale = measure_scale(tokenizer, images)
     return tokenizer
+
+
+def new_tokenizer(
+    section: kinds.Tokenizer, data: Data, images: ImageSet, *, seed: int, device: torch.device
+) -> Tokenizer:
+    """Build a tokenizer and learn its codebook, if it has one; the scale is None unless it is given or published."""
+    tokenizer = _build(section, data, saved=None, weights=getattr(section, "weights", None))
+    if hasattr(tokenizer, "fit"):
+        tokenizer.fit(images, seed=seed)
+    return tokenizer.to(device)
 
 
 def build_tokenizer(recipe: Recipe, *, folder: Path | None) -> Tokenizer:
@@ -46,8 +56,7 @@ def build_tokenizer(recipe: Recipe, *, folder: Path | None) -> Tokenizer:
         MarcliError: weights are missing, do not fit or changed since the folder was written
     """
     if folder is None:
-        tokenizer = _from_recipe(recipe, saved=None, weights=getattr(recipe.tokenizer, "weights", None))
-        return tokenizer.eval().requires_grad_(False)
+        return _build(recipe.tokenizer, recipe.data, saved=None, weights=getattr(recipe.tokenizer, "weights", None))
     record = read_record(folder)
     wanted = recipe.tokenizer.model_dump(exclude={"scale", "weights"})
     if record["tokenizer"] != wanted or record["latent"] != recipe.latent.model_dump():
@@ -64,7 +73,7 @@ def build_tokenizer(recipe: Recipe, *, folder: Path | None) -> Tokenizer:
     weights = record["weights"]
     if weights is not None and (folder / weights).exists():  # a shared run brings its autoencoder along
         weights = str(folder / weights)
-    tokenizer = _from_recipe(recipe, saved=folder, weights=weights)
+    tokenizer = _build(recipe.tokenizer, recipe.data, saved=folder, weights=weights)
     tokenizer.scale = record["scale"]
     if tokenizer.fingerprint != record["fingerprint"]:
         raise MarcliError(
@@ -72,12 +81,18 @@ def build_tokenizer(recipe: Recipe, *, folder: Path | None) -> Tokenizer:
             f"(fingerprint {tokenizer.fingerprint[:12]}, then {record['fingerprint'][:12]}): "
             "put the old weights back, or start anew in another folder"
         )
+    return tokenizer
+
+
+def _build(section: kinds.Tokenizer, data: Data, *, saved: Path | None, weights: str | None) -> Tokenizer:
+    """Import and build only the kind that is asked for; diffusers alone takes seconds."""
+    shape = kinds.latent_shape(section, data.image_size, data.channels)
+    tokenizer = _small(section, shape, data.channels, saved) or _autoencoder(section, shape, weights)
     return tokenizer.eval().requires_grad_(False)
 
 
-def _from_recipe(recipe: Recipe, *, saved: Path | None, weights: str | None) -> Tokenizer:
-    """Import and build only the kind that is asked for; diffusers alone takes seconds."""
-    section, shape = recipe.tokenizer, recipe.latent
+def _small(section: kinds.Tokenizer, shape: kinds.LatentShape, channels: int, saved: Path | None) -> Tokenizer | None:
+    """Build a tokenizer that fetches no weights; None for other kinds."""
     match section:
         case kinds.PixelsTokenizer():
             from marcli.tokenizer.pixels import PixelsTokenizer
@@ -87,20 +102,16 @@ def _from_recipe(recipe: Recipe, *, saved: Path | None, weights: str | None) -> 
             from marcli.tokenizer.kmeans import KMeansTokenizer
 
             tokenizer = KMeansTokenizer(
-                shape, scale=section.scale, channels=recipe.data.channels, codebook_size=section.codebook_size
+                shape, scale=section.scale, channels=channels, codebook_size=section.codebook_size
             )
             if saved is not None:
                 tokenizer.load_weights(saved)
             return tokenizer
-    return _autoencoder(section, shape, weights)
+    return None
 
 
-def _autoencoder(section: kinds.Tokenizer, shape: LatentShape, weights: str | None) -> Tokenizer:
+def _autoencoder(section: kinds.Tokenizer, shape: kinds.LatentShape, weights: str | None) -> Tokenizer:
     """Build a tokenizer around a network of diffusers, from the file, folder or hub id `weights`."""
-    from marcli.pretrained.hub import find_tokenizer_weights
-    from marcli.pretrained.published import TOKENIZERS
-    from marcli.tokenizer.architecture import weights_note
-
     path = find_tokenizer_weights(section.kind, weights)
     scale = section.scale
     match section:

@@ -19,7 +19,8 @@ from marcli.recipe.tokenizer import LatentShape
 from marcli.tokenizer.base import Tokenizer, depth_to_space, space_to_depth, to_bytes, to_signed
 
 FILE = "codebook.safetensors"
-PATCHES = 200_000  # learn from at most so many, evenly spread
+PATCHES = 200_000  # learn from about so many at most, evenly spread
+FULL_DISTANCES = 2e8  # distances per pass up to which all points are used in each; above, random batches of them
 
 
 class KMeansTokenizer(Tokenizer):
@@ -39,7 +40,7 @@ class KMeansTokenizer(Tokenizer):
 
     def fit(self, images: ImageSet, *, seed: int) -> None:
         """Learn the codebook from up to 200,000 patches; raises MarcliError when there are fewer patches than codes."""
-        from sklearn.cluster import MiniBatchKMeans
+        from sklearn.cluster import KMeans, MiniBatchKMeans
 
         per_image = self.shape.size**2
         step = max(1, len(images) * per_image // PATCHES)
@@ -47,15 +48,17 @@ class KMeansTokenizer(Tokenizer):
             self._flatten(to_signed(space_to_depth(pixels, self.shape.stride)))
             for pixels, _ in images.batches(256, indices=np.arange(0, len(images), step))
         ]
-        points = torch.cat(patches).numpy()
+        points, counts = np.unique(torch.cat(patches).numpy(), axis=0, return_counts=True)
         codes = len(self.codebook)
-        distinct = len(np.unique(points, axis=0))
-        if distinct < codes:
+        if len(points) < codes:
             raise MarcliError(
-                f"the images have only {distinct} different patches for {codes} codes: lower tokenizer.codebook_size"
+                f"the images have only {len(points)} different patches for {codes} codes: lower tokenizer.codebook_size"
             )
-        model = MiniBatchKMeans(codes, random_state=seed, batch_size=max(4096, 2 * codes), n_init=3, max_iter=50)
-        centres = model.fit(points).cluster_centers_
+        if len(points) * codes <= FULL_DISTANCES:
+            model = KMeans(codes, random_state=seed, n_init=1, max_iter=50, tol=1e-3)
+        else:
+            model = MiniBatchKMeans(codes, random_state=seed, n_init=1, max_iter=20, batch_size=max(4096, 2 * codes))
+        centres = model.fit(points, sample_weight=counts).cluster_centers_
         self.codebook.copy_(torch.from_numpy(np.ascontiguousarray(centres, dtype=np.float32)))
 
     @torch.no_grad()

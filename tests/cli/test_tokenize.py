@@ -1,0 +1,87 @@
+"""`marcli tokenize` from argv to table, picture and JSON."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from marcli.cli.app import run
+from tests.reference.fill import fill
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+        coarse.resize((40, 50), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    (folder / "2.png").write_bytes(b"broken")
+    return folder
+
+
+def tokenize(capsys, *arguments: str) -> tuple[int, dict, str]:
+    code = run(["tokenize", *arguments, "--gpus", "0", "--json"])
+    shown = capsys.readouterr()
+    return code, json.loads(shown.out.splitlines()[-1]), shown.out + shown.err
+
+
+def test_digits_compare_in_one_table(tmp_path, capsys) -> None:
+    code, record, text = tokenize(
+        capsys, "digits", "--tokenizer", "pixels", "--tokenizer", "{kind: kmeans, codebook_size: 32}",
+        "--num", "300", "--out", str(tmp_path),
+    )  # fmt: skip
+    assert code == 0
+    pixels, kmeans = record["tokenizers"]
+    assert (pixels["name"], kmeans["name"]) == ("pixels", "kmeans 32")
+    assert pixels["psnr"] is None
+    assert 15 < kmeans["psnr"] < 30
+    assert 0.5 < kmeans["ssim"] < pixels["ssim"] == pytest.approx(1)
+    assert 0 <= pixels["rfid"] < 1e-6 < kmeans["rfid"]
+    assert kmeans["codes_used"] <= kmeans["codes"] == 32
+    assert pixels["measured_scale"] == pytest.approx(1.33, abs=0.02)
+    assert "scale = 1/std" in text
+    assert json.loads((tmp_path / "tokenize.json").read_text())["tokenizers"] == record["tokenizers"]
+    assert Image.open(tmp_path / "roundtrip.png").size[0] > Image.open(tmp_path / "roundtrip.png").size[1]
+
+
+def test_kl16_with_other_weights_says_so_and_a_broken_picture_is_named(photos, tmp_path, capsys) -> None:
+    layout = json.loads((REFERENCE / "kl16_layout.json").read_text())
+    tensors = {name: torch.from_numpy(array) for name, array in fill(layout).items()}
+    torch.save({"model": tensors}, tmp_path / "filled.ckpt")
+    code, record, text = tokenize(
+        capsys, str(photos), "--tokenizer", f"kl16={tmp_path / 'filled.ckpt'}", "--out", str(tmp_path / "out")
+    )
+    assert code == 0
+    (figures,) = record["tokenizers"]
+    assert figures["images"] == 4
+    assert figures["latent_std"] == pytest.approx(1 / figures["measured_scale"])
+    assert figures["scale"] == figures["measured_scale"] != 0.2325
+    assert "are not the published weights" in text
+    assert f"skipped {photos / '2.png'}: not an image" in text
+    width, height = Image.open(tmp_path / "out" / "roundtrip.png").size
+    assert width == pytest.approx(2 * height, rel=0.1)  # four pictures, two rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (("/no/such/folder",), 2, "does not exist"),
+        (("digits", "--tokenizer", "kl17"), 2, "'kl17'"),
+        (("digits", "--tokenizer", "{kind: kmeans, codes: 3}"), 2, "codes: Extra inputs"),
+        (("digits", "--tokenizer", "kl16"), 2, "too few for the tokenizer: give --image-size"),
+        (("digits", "--tokenizer", "kmeans", "--image-size", "7"), 2, "choose a multiple of 2"),
+        (("digits", "--tokenizer", "kl16=/no/file.ckpt", "--image-size", "32"), 1, "no such file"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(tmp_path, capsys, monkeypatch, arguments, code, named) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, record, _ = tokenize(capsys, *arguments)
+    assert found == code
+    assert named in record["error"]
