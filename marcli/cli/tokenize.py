@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from marcli.cli.options import AsJson, Gpus, Precision
 from marcli.cli.output import print_result
@@ -101,27 +100,13 @@ def read_data(data: str, *, split: str) -> "tuple[Data, list[TokenizerSection] |
 
 def parse_tokenizer(text: str) -> "TokenizerSection":
     """Return the tokenizer section that an option names; raises UsageError."""
-    from pydantic import TypeAdapter, ValidationError
+    from marcli.recipe.reader import read_tokenizer
+    from marcli.recipe.yaml_text import parse_yaml
 
-    from marcli.recipe.tokenizer import Tokenizer
-
-    settings: Any
     if text.lstrip().startswith("{"):
-        try:
-            settings = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UsageError(
-                f"--tokenizer {text!r} is no mapping: write '{{kind: kmeans, codebook_size: 512}}'"
-            ) from None
-    else:
-        kind, _, weights = text.partition("=")
-        settings = {"kind": kind} | ({"weights": weights} if weights else {})
-    try:
-        return TypeAdapter(Tokenizer).validate_python(settings)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"][1:])
-        raise UsageError(f"--tokenizer {text!r} is not possible: {where or 'kind'}: {fault['msg']}") from None
+        return read_tokenizer(parse_yaml(text, f"--tokenizer {text!r}"), where="--tokenizer")
+    kind, _, weights = text.partition("=")
+    return read_tokenizer({"kind": kind} | ({"weights": weights} if weights else {}), where="--tokenizer")
 
 
 def largest_side(side: int, sections: "list[TokenizerSection]") -> int:

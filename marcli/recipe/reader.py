@@ -16,11 +16,19 @@ from pydantic import ValidationError
 from marcli.errors import UsageError
 from marcli.recipe.complaints import explain
 from marcli.recipe.schema import Recipe
+from marcli.recipe.section import Section
+from marcli.recipe.tokenizer import Tokenizer
 from marcli.recipe.yaml_text import MAX_BYTES, dump_yaml, parse_scalar, parse_yaml
 
 PACKAGE = Path(__file__).resolve().parent.parent
 OWN_KEYS = ("name", "reported")
 EITHER = {"steps": "epochs", "epochs": "steps", "warmup_steps": "warmup_epochs", "warmup_epochs": "warmup_steps"}
+
+
+class TokenizerChoice(Section):
+    """A tokenizer given by itself, on the command line."""
+
+    tokenizer: Tokenizer
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str]) -> Recipe:
@@ -45,6 +53,14 @@ def _validated(tree: dict[str, Any], where: str | Path) -> Recipe:
         return Recipe.model_validate_json(json.dumps(tree))
     except ValidationError as invalid:
         raise UsageError(f"{where}: {explain(Recipe, invalid)}") from None
+
+
+def read_tokenizer(settings: dict[str, Any], *, where: str) -> Tokenizer:
+    """Return the tokenizer section for `settings`; raises UsageError, its sentence beginning with `where`."""
+    try:
+        return TokenizerChoice.model_validate_json(json.dumps({"tokenizer": settings})).tokenizer
+    except ValidationError as invalid:
+        raise UsageError(f"{where}: {explain(TokenizerChoice, invalid)}") from None
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from marcli.errors import UsageError
-from marcli.recipe.reader import merge, parse_overrides, read_recipe, shipped_recipe, write_recipe
+from marcli.recipe.reader import merge, parse_overrides, read_recipe, read_tokenizer, shipped_recipe, write_recipe
 from marcli.recipe.yaml_text import dump_yaml, parse_scalar, parse_yaml
 
 BASE = """
@@ -222,3 +222,10 @@ def test_reading_needs_neither_torch_nor_numpy(base: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(base)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_tokenizer_by_itself() -> None:
+    assert read_tokenizer({"kind": "pixels", "scale": 2}, where="--tokenizer").scale == 2
+    for settings, words in (({"kind": "foo"}, "choose 'pixels'"), ({"kind": "kmeans", "codes": 1}, "is not a key")):
+        with pytest.raises(UsageError, match=f"^--tokenizer: .*{words}"):
+            read_tokenizer(settings, where="--tokenizer")
