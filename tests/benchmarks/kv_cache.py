@@ -73,8 +73,7 @@ def main() -> None:
     def cached():
         cache = backbone.new_cache(rows, like=condition)
         return sum(
-            timed(lambda k=k: step(backbone, head, codes[:, :k], order, condition, cache, batch))
-            for k in range(TOKENS)
+            timed(lambda k=k: step(backbone, head, codes[:, :k], order, condition, cache, batch)) for k in range(TOKENS)
         )
 
     seconds_with = statistics.median(cached() for _ in range(options.repeats))

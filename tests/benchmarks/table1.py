@@ -76,7 +76,9 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
             spread(results[row], "agreement_with", 1, 100) + " %",
             f"{statistics.mean(result['train_seconds'] for result in results[row]):.0f}",
         ]
-        lines.append("| " + " | ".join([variant, order, direction, preds, loss, *cells, f"{without}", f"{guided}"]) + " |")
+        lines.append(
+            "| " + " | ".join([variant, order, direction, preds, loss, *cells, f"{without}", f"{guided}"]) + " |"
+        )
     return "\n".join(lines)
 
 

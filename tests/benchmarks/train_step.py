@@ -1,0 +1,196 @@
+"""A training step against the published code's, side by side: same machine, model, batch and share of hidden tokens.
+
+    git clone https://github.com/LTH14/mar && MARCLI_MAR=mar python tests/benchmarks/train_step.py
+
+The published step is run in the published order (autocast forward, finite check, backward, clipping, AdamW, average of
+the weights in a Python loop) with its `.cuda()` calls made no-ops on a CPU. Without MARCLI_MAR only ours is timed.
+Steps alternate between the contestants; medians of wall time and of processor time are printed, the last line is JSON.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from marcli.model.build import build_model
+from marcli.recipe.reader import read_recipe
+from marcli.runtime.accelerator import start_processes
+from marcli.training.agreement import Agreement
+from marcli.training.blocks import compile_blocks
+from marcli.training.checkpoint import Trained
+from marcli.training.ema import Ema
+from marcli.training.feed import Feed
+from marcli.training.loop import forward_backward
+from marcli.training.nonfinite import NonFiniteGuard
+from marcli.training.optim import apply_step, build_optimizer, gradient_norm
+from marcli.training.setup import Job
+
+HIDDEN_SHARE = 0.867  # mean of the published law
+
+
+class RandomLatents:
+    """A latent cache of noise."""
+
+    is_latents, num_images = True, 100_000
+
+    def __init__(self, shape):
+        self.shape = shape
+
+    def fetch(self, indices, flips):
+        return torch.randn(len(indices), *self.shape), torch.from_numpy(indices % 1000)
+
+
+def our_step(recipe, precision, gpus):
+    """Return a function that takes one step as the loop does, batch and random numbers included."""
+    processes, latent, train = start_processes(precision=precision, gpus=gpus), recipe.latent, recipe.train
+    torch.manual_seed(0)
+    model = build_model(recipe).to(processes.device).train()
+    if train.compile:
+        compile_blocks(model)
+    model.num_known = lambda generator: recipe.num_tokens - int(np.ceil(recipe.num_tokens * HIDDEN_SHARE))
+    source = RandomLatents((latent.channels, latent.size, latent.size))
+    tokenizer = SimpleNamespace(shape=latent, has_posterior=True, sample=lambda rows, noise: rows + 0.1 * noise)
+    feed = Feed(recipe, source=source, tokenizer=tokenizer, model=model, rank=0, world_size=1)
+    trained = Trained(model=model, ema=Ema(model, decay=train.ema_decay), optimizer=build_optimizer(model, train))
+    job = Job(
+        recipe=recipe,
+        run=None,
+        processes=processes,
+        agreement=Agreement(processes),
+        source=source,
+        tokenizer=tokenizer,
+        model=model,
+        forward=processes.accelerator.prepare(model),
+        trained=trained,
+        feed=feed,
+        total=10**6,
+        warmup=0,
+        first_step=0,
+        open_window=[],
+    )
+    parameters, guard = list(model.parameters()), NonFiniteGuard("stop", processes.device)
+    batches = feed.batches(0, 10**6)
+
+    def step():
+        loss = forward_backward(job, next(batches))
+        norm = gradient_norm(parameters)
+        skip = guard.withhold(loss, norm)
+        apply_step(trained.optimizer, learning_rate=1e-4, norm=norm, largest_norm=train.grad_clip, skip=skip)
+        trained.ema.update()
+        return loss
+
+    return step
+
+
+def published_step(folder, recipe, precision, device):
+    """Return a function that takes one step as engine_mar.py does."""
+    sys.path.insert(0, folder)
+    if device.type == "cpu":
+        torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    from models import mar
+
+    torch.manual_seed(0)
+    backbone, head = recipe.model.backbone, recipe.model.head
+    model = mar.MAR(
+        encoder_embed_dim=backbone.width,
+        encoder_depth=backbone.encoder_depth,
+        encoder_num_heads=backbone.heads,
+        decoder_embed_dim=backbone.width,
+        decoder_depth=backbone.decoder_depth,
+        decoder_num_heads=backbone.heads,
+        mlp_ratio=backbone.mlp_ratio,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        attn_dropout=backbone.dropout,
+        proj_dropout=backbone.dropout,
+        diffloss_d=head.depth,
+        diffloss_w=head.width,
+        diffusion_batch_mul=head.noise_draws,
+    ).to(device)
+    model.mask_ratio_generator = SimpleNamespace(rvs=lambda count: [HIDDEN_SHARE])
+    model.train()
+    decayed, kept = [], []
+    for name, parameter in model.named_parameters():
+        (kept if parameter.ndim == 1 or name.endswith(".bias") or "diffloss" in name else decayed).append(parameter)
+    groups = [{"params": kept, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.02}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95))
+    averages = [parameter.detach().clone() for parameter in model.parameters()]
+    latent, batch = recipe.latent, recipe.train.batch_size
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    def step():
+        moments = torch.randn(batch, latent.channels, latent.size, latent.size).to(device)
+        labels = torch.randint(0, 1000, (batch,)).to(device)
+        x = moments + 0.1 * torch.randn(moments.shape).to(device)
+        with torch.autocast(device.type, dtype=dtype) if precision == "bf16" else contextlib.nullcontext():
+            loss = model(x, labels)
+        assert np.isfinite(loss.item())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        for average, parameter in zip(averages, model.parameters(), strict=True):
+            average.detach().mul_(0.9999).add_(parameter.detach(), alpha=1 - 0.9999)
+        return loss
+
+    return step
+
+
+def timed(step, device):
+    """Return (wall seconds, processor seconds) of one step."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def main() -> None:
+    """Print the medians and the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--recipe", default="recipes/mar_b.yaml")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--precisions", default="fp32,bf16")
+    parser.add_argument("--gpus", default="auto")
+    options = parser.parse_intermixed_args()
+    recipe = read_recipe(
+        options.recipe, [f"train.batch_size={options.batch_size}", "train.micro_batch_size=null", *options.overrides]
+    )
+    folder, results = os.environ.get("MARCLI_MAR"), {}
+    for precision in options.precisions.split(","):
+        contestants = {"ours": our_step(recipe, precision, options.gpus)}
+        device = start_processes(precision=precision, gpus=options.gpus).device
+        if folder:
+            contestants["published"] = published_step(folder, recipe, precision, device)
+        times = {name: [] for name in contestants}
+        for repeat in range(options.repeats + 1):
+            for name, step in contestants.items():
+                spent = timed(step, device)
+                if repeat:  # the first one warms up
+                    times[name].append(spent)
+        for name, spent in times.items():
+            wall, cpu = (statistics.median(column) for column in zip(*spent, strict=True))
+            results[f"{name} {precision}"] = {"seconds": wall, "processor_seconds": cpu}
+            print(f"{name:10} {precision}  {wall:8.3f} s wall  {cpu:8.3f} s processor", flush=True)
+        if folder:
+            for kind in ("seconds", "processor_seconds"):
+                ratio = results[f"published {precision}"][kind] / results[f"ours {precision}"][kind]
+                results[f"ratio {precision} {kind}"] = ratio
+                print(f"{'ratio':10} {precision}  {ratio:8.2f} by {kind}", flush=True)
+    print(json.dumps({"batch_size": options.batch_size, "threads": torch.get_num_threads(), **results}))
+
+
+if __name__ == "__main__":
+    main()

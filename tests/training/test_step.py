@@ -1,0 +1,78 @@
+"""What one step is made of: no waiting for the device, bf16 beside fp32, compiled blocks."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from marcli.runtime.accelerator import start_processes
+from marcli.runtime.rundir import RunDir
+from marcli.training.loop import forward_backward
+from marcli.training.metrics_log import Window
+from marcli.training.nonfinite import NonFiniteGuard
+from marcli.training.optim import apply_step, gradient_norm
+from marcli.training.setup import prepare
+
+# Operations whose result, or the shape of whose result, the host has to wait for.
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "unique2", "equal", "is_nonzero"}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on operations that would make the host wait for a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name.lstrip("_") not in {op.lstrip("_") for op in WAITING}, f"{name} waits for the device"
+        if name == "index":
+            assert not any(i is not None and i.dtype == torch.bool for i in args[1]), "a mask as an index waits"
+        return func(*args, **(kwargs or {}))
+
+
+def take_step(job, batch, window):
+    guard = NonFiniteGuard("stop", job.processes.device)
+    loss = forward_backward(job, batch)
+    norm = gradient_norm(list(job.model.parameters()))
+    skip = guard.withhold(loss, norm)
+    apply_step(job.trained.optimizer, learning_rate=1e-3, norm=norm, largest_norm=3.0, skip=skip)
+    job.trained.ema.update()
+    window.add(batch.step + 1, loss, norm, guard.streak)
+    return loss
+
+
+def test_the_detector_detects():
+    with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
+        torch.ones(()).item()
+
+
+def test_a_step_never_waits_for_the_device(recipe, start, tmp_path):
+    job, window = start(recipe(), tmp_path), Window([])
+    take_step(job, job.feed.batch(0), window)  # tables are made
+    batch = job.feed.batch(1)
+    with NoWaiting():
+        take_step(job, batch, window)
+    assert [record.step for record in window.fetch()] == [1, 2]
+
+
+def test_bf16_is_near_fp32_and_keeps_fp32_weights(recipe, tmp_path):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        made = recipe(model__backbone__dropout=0.0)
+        processes = start_processes(precision=precision, gpus="0")
+        job = prepare(made, RunDir(tmp_path / precision), processes, lambda line: None)
+        with torch.no_grad():
+            job.model.head.denoiser.out.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+        losses[precision] = take_step(job, job.feed.batch(0), Window([])).item()
+        assert {parameter.dtype for parameter in job.model.parameters()} == {torch.float32}
+        assert {average.dtype for average in job.trained.ema.averages} == {torch.float32}
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same(recipe, start, tmp_path):
+    settings = dict(model__backbone__dropout=0.0)
+    losses = []
+    for compiled in (False, True):
+        job = start(recipe(**settings, compile=compiled), tmp_path / str(compiled))
+        losses.append([take_step(job, job.feed.batch(step), Window([])).item() for step in range(3)])
+        assert not any("_orig_mod" in name for name in job.model.state_dict())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
