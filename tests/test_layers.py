@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from marcli.model.build import build_model
 from marcli.recipe import model as kinds
 from marcli.recipe.complaints import kind_of, sections_in
-from marcli.recipe.reader import recipe_folder
+from marcli.recipe.reader import read_recipe, recipe_folder
+from marcli.runtime.skeleton import skeletons
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "marcli").rglob("*.py"))
@@ -124,9 +126,17 @@ def test_no_drawers_for_odds_and_ends() -> None:
 
 
 @pytest.mark.parametrize("axis", ["head", "backbone"])
-def test_a_new_kind_brings_its_file_and_its_debug_recipe(axis: str) -> None:
+def test_a_new_kind_is_complete(axis: str) -> None:
     """A new head or backbone: one class in the schema, one file, one case in build, one debug recipe."""
-    for section in sections_in(getattr(kinds, axis.title())):
-        for kind in kind_of(section):
-            assert (ROOT / "marcli" / "model" / axis / f"{kind}.py").is_file(), kind
-            assert (recipe_folder() / "debug" / f"{axis}_{kind}.yaml").is_file(), kind
+    kinds_in_schema = {kind for section in sections_in(getattr(kinds, axis.title())) for kind in kind_of(section)}
+    files = {path.stem for path in (ROOT / "marcli" / "model" / axis).glob("*.py")} - {"__init__", "base", "denoiser"}
+    recipes = {path.stem.removeprefix(f"{axis}_") for path in (recipe_folder() / "debug").glob(f"{axis}_*.yaml")}
+    assert files == kinds_in_schema
+    assert recipes == kinds_in_schema
+    for kind in kinds_in_schema:
+        recipe = read_recipe(recipe_folder() / "debug" / f"{axis}_{kind}.yaml", [])
+        assert getattr(recipe.model, axis).kind == kind
+        with skeletons():
+            model = build_model(recipe)
+        built = getattr(model, axis, model)  # a DiT is its own model
+        assert type(built).__module__ == f"marcli.model.{axis}.{kind}"
