@@ -83,8 +83,8 @@ def load_system(spec: str | None, *, weights: Weights, overrides: Sequence[str])
     )
 
 
-def random_system(recipe: Recipe, *, seed: int) -> System:
-    """Return a system with fresh weights of `seed`, for measuring speed; its note says so."""
+def random_system(recipe: Recipe, *, tokenizer: Tokenizer, seed: int) -> System:
+    """Return a system with fresh model weights of `seed`, for measuring speed; its note says so."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(item_seed("random weights", seed))
         model = build_model(recipe).eval().requires_grad_(False)
@@ -92,7 +92,7 @@ def random_system(recipe: Recipe, *, seed: int) -> System:
         name=recipe.name,
         recipe=recipe,
         model=model,
-        tokenizer=build_tokenizer(recipe, folder=None),
+        tokenizer=tokenizer,
         weights="raw",
         weights_sha256=None,
         note="random weights",

@@ -22,6 +22,9 @@ class Engine(Protocol):
     name: str
     device: torch.device
 
+    def under(self, recipe: Recipe) -> "Engine":
+        """The same weights under the sampling settings of another recipe of this model; nothing is copied."""
+
     def draw_tape(self, *, seed: int, indices: Sequence[int]) -> Tape:
         """All randomness of these pictures, on the CPU."""
 

@@ -29,6 +29,10 @@ class DiTEngine:
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
 
+    def under(self, recipe: Recipe) -> "DiTEngine":
+        """The same model under the sampling settings of another recipe of it."""
+        return DiTEngine(self.model, recipe)
+
     def draw_tape(self, *, seed: int, indices: Sequence[int]) -> Tape:
         """Starting noise, then one draw per reverse step, for every place of the grid."""
         shape = (self.model.size**2, len(self.process) + 1, self.model.channels)

@@ -1,5 +1,6 @@
 """The plain engine: the published algorithm, step by step, in the model's own modules."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -23,12 +24,22 @@ class PlainEngine:
 
     def __init__(self, model: AutoregressiveModel, recipe: Recipe) -> None:
         self.model = model
+        self.device = model.null_class.device
+        self.take_settings(recipe)
+
+    def take_settings(self, recipe: Recipe) -> None:
+        """Sample as `recipe.sample` says from now on."""
         self.recipe = recipe
         self.settings = head_sampling(recipe)
         self.schedule = schedule_of(recipe)
-        self.device = model.null_class.device
         self.switches = recipe.sample.approximate
         self.planned = plan(self.schedule, self.settings, self.switches) if switched_on(self.switches) else None
+
+    def under(self, recipe: Recipe) -> "PlainEngine":
+        """The same modules under the sampling settings of another recipe of this model."""
+        other = copy.copy(self)
+        other.take_settings(recipe)
+        return other
 
     def draw_tape(self, *, seed: int, indices: Sequence[int]) -> Tape:
         """Orders and noise of these pictures, on the CPU."""
