@@ -8,16 +8,17 @@ import ctypes
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from marcli.bench.clock import PartClock, peak_memory, timed
+from marcli.bench.clock import Memory, PartClock, peak_memory, timed
 from marcli.bench.points import Measurement, Point
 from marcli.bench.quality import Tally
+from marcli.recipe.schema import Recipe
 from marcli.sampling.engine.base import Engine
 from marcli.sampling.generate import generate
 from marcli.tokenizer.base import Tokenizer
@@ -29,19 +30,50 @@ class Contender:
 
     point: Point
     engine: Engine
+    recipe: Recipe
     tokenizer: Tokenizer
-    num_classes: int
     weight_bytes: int
     tally: Tally | None
     seconds: list[float] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
-    peak_bytes: int = 0
+    peak: Memory = field(default_factory=lambda: Memory(0, ""))
 
     def batch(self, indices: Sequence[int], seed: int) -> Tensor:
         """Generate one batch of pictures, classes taking turns."""
-        classes = range(self.num_classes)
+        classes = range(self.recipe.data.num_classes)
         pictures = list(generate(self.engine, self.tokenizer, classes=classes, seed=seed, batches=[indices]))
         return pictures[0].images
+
+    def measurement(self, weights: Mapping[str, int]) -> Measurement:
+        """What came out, still without costs; `weights` are the bytes of all systems that were loaded.
+
+        Peak memory is that of a process which holds this system alone.
+        """
+        others = sum(weights.values()) - self.weight_bytes
+        measurement = Measurement(
+            point=self.point,
+            seconds_per_image=statistics.median(self.seconds),
+            fastest=min(self.seconds),
+            slowest=max(self.seconds),
+            batches=len(self.seconds),
+            flops_per_image=None,
+            published_flops_per_image=None,
+            roofline_seconds=None,
+            weight_seconds=None,
+            part_shares=self.shares,
+            peak_memory_bytes=max(0, self.peak.peak_bytes - others),
+        )
+        if self.tally is None:
+            return measurement
+        fid, spread = self.tally.distance()
+        return replace(
+            measurement,
+            fid=fid,
+            fid_spread=spread,
+            fid_images=self.tally.count,
+            fid_name=self.tally.name,
+            fid_protocol=self.tally.judge.protocol,
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +110,7 @@ def run_batch(contender: Contender, indices: range, seed: int, *, is_first: bool
         release_memory()
         with peak_memory(device) as memory:
             generate_batch()
-        contender.peak_bytes = memory.peak_bytes
+        contender.peak = memory
     else:
         contender.seconds.append(timed(generate_batch, device) / len(indices))
     if contender.tally is not None:
@@ -96,8 +128,7 @@ def release_memory() -> None:
 
 def measure_shares(contender: Contender, seed: int) -> None:
     """Run one more batch with a clock on every part; the parts' shares of the batch's time go to `shares`."""
-    with ExitStack() as stack:
-        clock = stack.enter_context(PartClock(parts_of(contender), contender.engine.device))
+    with PartClock(parts_of(contender), contender.engine.device) as clock:
         seconds = timed(lambda: contender.batch(range(contender.point.batch_size), seed), contender.engine.device)
     contender.shares = {name: spent / seconds for name, spent in clock.seconds.items()}
 
@@ -105,40 +136,12 @@ def measure_shares(contender: Contender, seed: int) -> None:
 def parts_of(contender: Contender) -> dict[str, list[tuple[object, str]]]:
     """Which methods make up which part; a causal backbone and a DiT are all decoder."""
     model = contender.engine.model
-    parts: dict[str, list[tuple[object, str]]] = {"tokenizer": [(contender.tokenizer, "decode")]}
+    tokenizer = {"tokenizer": [(contender.tokenizer, "decode")]}
     if not hasattr(model, "head"):
-        return {"decoder": [(model, "forward")]} | parts
+        return {"decoder": [(model, "denoise")]} | tokenizer
     if hasattr(model.backbone, "encode"):
         backbone = {"encoder": [(model.backbone, "encode")], "decoder": [(model.backbone, "decode")]}
     else:
         backbone = {"decoder": [(model.backbone, "predict")]}
-    return backbone | {"head": [(model.head, "sample")]} | parts
-
-
-def measurements_of(contenders: Sequence[Contender]) -> Iterator[Measurement]:
-    """What every contender has shown, without costs, which the caller adds."""
-    everyone = {id(contender.tokenizer): contender.weight_bytes for contender in contenders}
-    for contender in contenders:
-        others = sum(everyone.values()) - contender.weight_bytes
-        measurement = Measurement(
-            point=contender.point,
-            seconds_per_image=statistics.median(contender.seconds),
-            fastest=min(contender.seconds),
-            slowest=max(contender.seconds),
-            batches=len(contender.seconds),
-            flops_per_image=None,
-            published_flops_per_image=None,
-            roofline_seconds=None,
-            part_shares=contender.shares,
-            peak_memory_bytes=max(0, contender.peak_bytes - others),
-        )
-        if contender.tally is not None:
-            fid, spread = contender.tally.distance()
-            measurement = replace(
-                measurement,
-                fid=fid,
-                fid_spread=spread,
-                fid_images=contender.tally.count,
-                fid_protocol=contender.tally.protocol,
-            )
-        yield measurement
+    methods = [name for name in ("sample", "log_probs") if hasattr(model.head, name)]
+    return backbone | {"head": [(model.head, name) for name in methods]} | tokenizer

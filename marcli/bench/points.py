@@ -62,11 +62,13 @@ class Measurement:
     flops_per_image: float | None
     published_flops_per_image: float | None
     roofline_seconds: float | None
+    weight_seconds: float | None
     part_shares: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     fid: float | None = None
     fid_spread: float | None = None
     fid_images: int | None = None
+    fid_name: str | None = None
     fid_protocol: str | None = None
 
     @property
@@ -102,12 +104,14 @@ def family_of(recipe: Recipe) -> str:
             return f"{backbone} L2"
 
 
-def point_of(recipe: Recipe, *, engine: str, engine_class: EngineClass, swept: tuple, is_default: bool) -> Point:
+def point_of(
+    recipe: Recipe, *, system: str, engine: str, engine_class: EngineClass, swept: tuple, is_default: bool
+) -> Point:
     """The point that `recipe.sample` describes."""
     sample, causal = recipe.sample, isinstance(recipe.model.backbone, CausalBackbone)
     denoises = isinstance(recipe.model.backbone, DiTBackbone) or isinstance(recipe.model.head, DiffusionHead)
     return Point(
-        system=recipe.name,
+        system=system,
         family=family_of(recipe),
         engine=engine,
         engine_class=engine_class,

@@ -19,6 +19,7 @@ CLASS_TITLES = {
     "lossless": "Lossless engine: the same pictures up to rounding",
     "approximate": "Approximations: other pictures",
 }
+TABLE_WIDTH = 128
 PART_NAMES = {"encoder": "enc", "decoder": "dec", "head": "head", "tokenizer": "tok"}
 
 
@@ -71,14 +72,14 @@ def fid_text(measurement: Measurement) -> str:
 
 def by_class(measurements: Sequence[Measurement]) -> list[tuple[str, list[Measurement]]]:
     """Measurements of each class of engine that occurs, with its title."""
-    groups = [
-        (CLASS_TITLES[name], [m for m in measurements if m.point.engine_class == name]) for name in ENGINE_CLASSES
-    ]
-    return [(title, group) for title, group in groups if group]
+    groups = {name: [m for m in measurements if m.point.engine_class == name] for name in ENGINE_CLASSES}
+    return [(CLASS_TITLES[name], group) for name, group in groups.items() if group]
 
 
-def print_tables(console: Console, measurements: Sequence[Measurement]) -> None:
-    """One rich table per class of engine."""
+def print_tables(measurements: Sequence[Measurement]) -> None:
+    """One rich table per class of engine; a narrow terminal wraps lines rather than losing numbers."""
+    console = Console(highlight=False)
+    console = Console(highlight=False, width=max(console.width, TABLE_WIDTH))
     for title, group in by_class(measurements):
         table = Table(title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
         layout = columns(group)
@@ -94,11 +95,8 @@ def markdown_tables(measurements: Sequence[Measurement]) -> str:
     lines = []
     for title, group in by_class(measurements):
         layout = columns(group)
-        lines += [
-            f"## {title}",
-            "",
-            "| " + " | ".join(heading.replace("-\n", "").replace("\n", " ") for heading, _ in layout) + " |",
-        ]
+        headings = " | ".join(heading.replace("-\n", "").replace("\n", " ") for heading, _ in layout)
+        lines += [f"## {title}", "", f"| {headings} |"]
         lines.append("|" + "---|" * len(layout))
         lines += ["| " + " | ".join(cell(m) for _, cell in layout) + " |" for m in group]
         lines.append("")
@@ -107,26 +105,27 @@ def markdown_tables(measurements: Sequence[Measurement]) -> str:
 
 def conditions(report: dict[str, Any]) -> list[str]:
     """What a reader must know to compare the numbers with others."""
-    batches = " or ".join(str(size) for size in sorted({point["batch_size"] for point in report["points"]}))
+    points = report["points"]
+    sizes = " or ".join(str(size) for size in sorted({point["batch_size"] for point in points}))
+    fewest = min(point["batches"] for point in points)
+    peak = report["machine"]["flops_per_second"] / 1e9
     lines = [
-        f"marcli {report['marcli']}, torch {report['torch']}, {report['device']}, {report['precision']}.",
-        f"Seconds per image: median over at least {min(point['batches'] for point in report['points'])} batches of "
-        f"{batches} with the device synchronised, the first batch dropped; spread: (slowest - fastest) / median.",
-        f"Operations count 2 per multiply-add. Roofline: least time by operations alone at the "
-        f"{report['machine']['flops_per_second'] / 1e9:,.0f} GFLOP/s that one large product reaches here, over the "
-        "measured time.",
-        f"Shares of encoder / decoder / head / tokenizer in the time come from one more batch. Peak memory: "
-        f"{report['memory_counts']}. An asterisk marks the recipe's own settings.",
+        f"marcli {report['marcli']}, torch {report['torch']}, {report['device']}, {report['threads']} threads, "
+        f"{report['precision']}, seed {report['seed']}.",
+        f"Seconds per image: median over at least {fewest} batches of {sizes} with the device synchronised, the first "
+        "batch dropped; points take turns. Spread: (slowest - fastest) / median.",
+        "GFLOP: matrix products of the plain algorithm, 2 per multiply-add, guidance counted. Roofline: the time they "
+        f"would take at {peak:,.0f} GFLOP/s, which one large product reaches here, over the measured time.",
+        "Time shares of encoder / decoder / head / tokenizer come from one more batch with a clock on every part. "
+        f"Memory: peak, {report['memory_counts']}. An asterisk marks the recipe's own settings.",
     ]
     if report["quality"]:
         lines.append(report["quality"])
     return lines + report["notes"]
 
 
-def write_report(
-    report: dict[str, Any], measurements: Sequence[Measurement], folder: Path, pictures: list[str]
-) -> None:
-    """Write `bench.json` and `report.md` into `folder`."""
+def write_report(report: dict[str, Any], measurements: Sequence[Measurement], folder: Path) -> None:
+    """Write `bench.json` and `report.md` into `folder`, beside `tradeoff.png`."""
     text = json.dumps(report, indent=1, allow_nan=False)
     (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
     lines = ["# Speed and quality", "", f"`{report['command']}`", ""]

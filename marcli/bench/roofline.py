@@ -14,10 +14,8 @@ from marcli.bench.cost import Cost
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured limits: operations per second in matrix products, bytes per second read from memory."""
+    """Measured limits: operations per second in matrix products, bytes per second of memory traffic."""
 
-    name: str
-    threads: int
     flops_per_second: float
     bytes_per_second: float
 
@@ -33,20 +31,23 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     product = min(timed(lambda: left @ left, device) for _ in range(5))
     copy = min(timed(lambda: target.copy_(source), device) for _ in range(5))
     return Machine(
-        name=device_name(device),
-        threads=torch.get_num_threads(),
         flops_per_second=2.0 * side**3 / product,
         bytes_per_second=2.0 * source.nbytes / copy,
     )
 
 
+def circumstances(device: torch.device, precision: str) -> dict[str, object]:
+    """What two benches must share before their times can be compared."""
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "precision": precision}
+
+
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's model and its threads."""
+    """The GPU's name, or the processor's model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "Apple GPU"
-    return f"{processor_model()}, {torch.get_num_threads()} threads"
+    return processor_model()
 
 
 def processor_model() -> str:
@@ -61,12 +62,11 @@ def processor_model() -> str:
     return "CPU"
 
 
-def roofline_seconds(cost: Cost, machine: Machine, *, batch_size: int, bytes_per_parameter: int) -> float:
-    """Least seconds per image: every component is bound by its operations or by reading its weights."""
-    return sum(
-        max(
-            component.flops / machine.flops_per_second,
-            component.parameters * bytes_per_parameter * component.evaluations / batch_size / machine.bytes_per_second,
-        )
-        for component in cost.components.values()
-    )
+def roofline_seconds(cost: Cost, machine: Machine) -> float:
+    """Least seconds per image if nothing but matrix products took time."""
+    return cost.flops / machine.flops_per_second
+
+
+def weight_seconds(cost: Cost, machine: Machine, *, batch_size: int, bytes_per_parameter: int) -> float:
+    """Least seconds per image if nothing but reading weights took time, and no cache kept any."""
+    return cost.weight_reads() * bytes_per_parameter / batch_size / machine.bytes_per_second

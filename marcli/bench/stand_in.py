@@ -59,9 +59,7 @@ def random_vq(section: VQTokenizer) -> nn.Module:
     from marcli.tokenizer.architecture import Architecture
     from marcli.tokenizer.vq import WIDTHS
 
-    architecture = Architecture(
-        widths=WIDTHS, latent_channels=section.channels, attention=True, decoder_attention=True
-    )
+    architecture = Architecture(widths=WIDTHS, latent_channels=section.channels, attention=True, decoder_attention=True)
     return VQModel(
         **architecture.blocks(),
         num_vq_embeddings=section.codebook_size,

@@ -1,59 +1,72 @@
 """Figure 6 of the paper: speed and quality of several systems over their step counts, in one go.
 
-    systems -> variants (plan) -> contenders -> rounds (measure) -> measurements -> report
+entries -> contenders -> rounds (measure) -> measurements -> report
 """
 
 import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from marcli import __version__
 from marcli.bench.baseline import FORMAT
+from marcli.bench.budget import fit_to_time, rounds_of
 from marcli.bench.cost import plain_cost, published_cost
-from marcli.bench.measure import Contender, Extent, measure_shares, measurements_of, run_rounds
-from marcli.bench.plan import Variant
+from marcli.bench.entries import Entry, load_entries
+from marcli.bench.measure import Contender, Extent, measure_shares, run_rounds
 from marcli.bench.points import Measurement, point_of
-from marcli.bench.quality import Judge, Tally
-from marcli.bench.roofline import Machine, roofline_seconds
+from marcli.bench.quality import Judge, Tally, build_judge
+from marcli.bench.request import Planned, Request
+from marcli.bench.roofline import Machine, circumstances, measure_machine, roofline_seconds, weight_seconds
+from marcli.runtime.accelerator import Processes
 from marcli.runtime.progress import Progress
 from marcli.sampling.engine.build import EngineName, build_engine
 from marcli.sampling.system import System
 
 CLASS_OF_ENGINE = {"plain": "plain", "fast": "lossless"}
-SLACK = 4  # measured over least possible time of a small model on a CPU, roughly
-WARM_AND_TIMED = 2
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A system on the device with the variants of it that are to be measured."""
-
-    system: System
-    variants: Sequence[Variant]
-    is_random: bool
-
-
-def on_device(system: System, device: torch.device, dtype: torch.dtype) -> System:
-    """The system on `device`, its model in `dtype`; tokenizers stay in float32."""
-    return replace(
-        system,
-        model=system.model.to(device=device, dtype=dtype),
-        tokenizer=system.tokenizer.to(device),
+def run_bench(
+    planned: Sequence[Planned], notes: Sequence[str], request: Request, processes: Processes
+) -> tuple[dict[str, Any], list[Measurement]]:
+    """Load, fit into the time, measure; return what `bench.json` will hold, and its measurements."""
+    device, precision = processes.device, processes.precision
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    entries, of_systems = load_entries(planned, request)
+    judge, quality = build_judge([entry.system.recipe for entry in entries if not entry.is_random], request, processes)
+    machine = measure_machine(device, dtype)
+    entries, of_time = fit_to_time(entries, request, machine)
+    entries = [entry.on(device, dtype) for entry in entries]
+    contenders, of_engines = contenders_of(
+        entries, engines=request.engines, device=device, precision=precision, judge=judge
     )
-
-
-def weight_bytes(system: System) -> int:
-    """Bytes of all weights of model and tokenizer."""
-    modules = (system.model, system.tokenizer)
-    return sum(tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    rounds = rounds_of(request, contenders[0].point.batch_size, judged=judge is not None)
+    extent = Extent(rounds=rounds, seconds=request.seconds, seed=request.seed)
+    measurements = measure(contenders, extent, machine, shown=processes.is_main)
+    report = report_of(
+        measurements,
+        entries=entries,
+        machine=machine,
+        device=device,
+        precision=precision,
+        seed=request.seed,
+        memory_counts=contenders[0].peak.counts,
+        quality=quality,
+        notes=[*notes, *of_systems, *of_time, *of_engines],
+    )
+    return report, measurements
 
 
 def contenders_of(
-    entries: Sequence[Entry], *, engines: Sequence[EngineName], device: torch.device, precision: str, judge: Judge | None
+    entries: Sequence[Entry],
+    *,
+    engines: Sequence[EngineName],
+    device: torch.device,
+    precision: str,
+    judge: Judge | None,
 ) -> tuple[list[Contender], list[str]]:
     """One contender per variant and engine, and lines on engines a system cannot use.
 
@@ -61,7 +74,7 @@ def contenders_of(
     """
     contenders, notes = [], []
     for entry in entries:
-        system, size = entry.system, weight_bytes(entry.system)
+        system = entry.system
         usable, without = engines_for(system, engines)
         notes += [f"{system.name}: the {name} engine cannot run a DiT" for name in without]
         built = {name: build_engine(system, name=name, device=device, precision=precision) for name in usable}
@@ -79,7 +92,7 @@ def contenders_of(
                 engine=engine.under(variant.recipe),
                 recipe=variant.recipe,
                 tokenizer=system.tokenizer,
-                weight_bytes=size,
+                weight_bytes=entry.weight_bytes,
                 tally=Tally(judge) if judge is not None and not entry.is_random else None,
             )
             contenders.append(contender)
@@ -116,29 +129,13 @@ def with_cost(measurement: Measurement, contender: Contender, machine: Machine) 
         flops_per_image=cost.flops,
         published_flops_per_image=published_cost(recipe).flops,
         roofline_seconds=roofline_seconds(cost, machine),
+        weight_seconds=weight_seconds(
+            cost,
+            machine,
+            batch_size=batch_size,
+            bytes_per_parameter=next(contender.engine.model.parameters()).element_size(),
+        ),
     )
-
-
-def expected_seconds(variants: Sequence[Variant], machine: Machine, batch_size: int) -> float:
-    """Rough time of one round of batches."""
-    flops = sum(plain_cost(variant.recipe, batch_size=batch_size).flops for variant in variants)
-    return SLACK * flops * batch_size / machine.flops_per_second
-
-
-def fitting_batch_size(variants: Sequence[Variant], machine: Machine, *, wanted: int, seconds: float) -> int:
-    """The largest of wanted, wanted / 2, ... at which a warm-up and a timed round take less than `seconds`."""
-    size = wanted
-    while size > 1 and WARM_AND_TIMED * expected_seconds(variants, machine, size) > seconds:
-        size //= 2
-    return size
-
-
-def affordable(variants: Sequence[Variant], machine: Machine, *, batch_size: int, seconds: float) -> list[Variant]:
-    """The variants with the most expensive left out until a warm-up and a timed round fit; at least two stay."""
-    kept = sorted(variants, key=lambda variant: plain_cost(variant.recipe, batch_size=batch_size).flops)
-    while len(kept) > 2 and WARM_AND_TIMED * expected_seconds(kept, machine, batch_size) > seconds:
-        kept.pop()
-    return [variant for variant in variants if variant in kept]
 
 
 def report_of(
@@ -146,6 +143,7 @@ def report_of(
     *,
     entries: Sequence[Entry],
     machine: Machine,
+    device: torch.device,
     precision: str,
     seed: int,
     memory_counts: str,
@@ -158,9 +156,7 @@ def report_of(
         "command": " ".join(["marcli", *sys.argv[1:]]),
         "marcli": __version__,
         "torch": torch.__version__,
-        "device": machine.name,
-        "threads": machine.threads,
-        "precision": precision,
+        **circumstances(device, precision),
         "seed": seed,
         "machine": {
             "flops_per_second": machine.flops_per_second,

@@ -1,15 +1,189 @@
-"""`marcli bench`."""
+"""`marcli bench`: what to measure, one call, and what came out."""
 
-from marcli.cli.options import AsJson, Gpus, NumProcesses, Precision, RunAndOverrides
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from marcli.cli.options import AsJson, BatchSize, DryRun, Gpus, Precision, Seed, Weights, split_overrides
+from marcli.cli.output import print_result
 from marcli.errors import MarcliError
+
+if TYPE_CHECKING:
+    from marcli.bench.request import Planned, Request
+
+# What is measured when there is no run: the paper's figure on a GPU, its small copy elsewhere.
+ON_GPU = ("ablations/figure6_mar_diffusion", "ablations/figure6_ar_ce", "ablations/figure6_dit")
+ON_CPU = ("digits", "table1/digits_ar_diffusion", "digits_dit")
+
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN KEY=VALUE",
+        help="Runs, weights files, published names or hub:USER/NAME; a recipe stands for random weights (speed only). "
+        "Without any: the newest run under runs/. Then recipe keys to change, such as sample.cfg=3.",
+    ),
+]
 
 
 def bench(
-    arguments: RunAndOverrides = None,
+    arguments: Runs = None,
+    compare: Annotated[list[str] | None, typer.Option(metavar="RUN", help="One more run, e.g. AR or DiT.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="AR steps of masked models; default: 8,16,32,64,128 as far as there are tokens.")
+    ] = None,
+    dit_steps: Annotated[str | None, typer.Option(help="Diffusion steps of a DiT; default: 50,75,150,250.")] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V,V", help="Vary a sampling key at the recipe's own steps, e.g. temperature=0.9,1."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="auto, plain or fast; several as plain,fast are measured side by side.")
+    ] = "auto",
+    batch_size: BatchSize = None,
+    num: Annotated[int | None, typer.Option(min=2, help="Pictures per point; default: up to 2,000.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Start no round of batches after so long; 0: no limit; default 4.")
+    ] = None,
+    quality: Annotated[
+        bool | None, typer.Option("--quality/--no-quality", help="FID of the timed pictures; default: where possible.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="As in eval-fid; default: the run's own data where pictures are tiny.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="As in eval-fid; default: pixels for tiny pictures, else inception.")
+    ] = None,
+    inception: Annotated[Path | None, typer.Option(help="Inception's weights; default: downloaded once.")] = None,
+    weights: Weights = "ema",
+    seed: Seed = 0,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A former bench.json; exit 1 where a point got worse.")
+    ] = None,
+    tolerance: Annotated[str, typer.Option(help="How much worse a point may be: 10% or 0.1.")] = "10%",
+    out: Annotated[Path | None, typer.Option(help="Folder; default: bench, inside the run where there is one.")] = None,
     gpus: Gpus = "auto",
-    processes: NumProcesses = 1,
     precision: Precision = "auto",
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure speed and quality against the number of steps: table, plot, JSON, regression gate."""
-    raise MarcliError("bench is not built yet.")
+    from marcli.bench.baseline import parse_tolerance, read_baseline
+    from marcli.bench.plan import parse_counts, parse_sweeps
+    from marcli.bench.request import Request, parse_engines, plan_known
+
+    names, overrides = split_overrides(arguments)
+    names += compare or []
+    share = parse_tolerance(tolerance)
+    before = None if baseline is None else read_baseline(baseline)
+    lines = []
+    if not names:
+        names, lines = default_specs(gpus)
+    request = Request(
+        specs=tuple(names),
+        overrides=tuple(overrides),
+        steps=None if steps is None else parse_counts(steps, "--steps"),
+        dit_steps=None if dit_steps is None else parse_counts(dit_steps, "--dit-steps"),
+        sweep=parse_sweeps(sweep or []),
+        engines=parse_engines(engine),
+        batch_size=batch_size,
+        num=num,
+        minutes=minutes,
+        quality=quality,
+        reference=reference,
+        features=features,
+        inception=inception,
+        weights=weights,
+        seed=seed,
+    )
+    planned, notes = plan_known(request)
+    folder = out or default_folder(names[0])
+    for line in (*lines, *notes):
+        typer.echo(line, err=True)
+    if dry_run:
+        print_points(planned, folder, as_json=as_json)
+        return
+    run(request, planned, [*lines, *notes], folder, before, share, gpus=gpus, precision=precision, as_json=as_json)
+
+
+def default_specs(gpus: str) -> tuple[list[str], list[str]]:
+    """Return the newest run, else recipes that stand for random weights, and a line that says so."""
+    from marcli.runtime.rundir import newest_run
+
+    newest = newest_run()
+    if newest is not None:
+        return [str(newest.path)], [f"Using {newest.path}, the newest run."]
+    from marcli.runtime.accelerator import count_gpus
+
+    names = ON_GPU if count_gpus(gpus) else ON_CPU
+    return list(names), [
+        f"There is no run under runs/: random weights of {', '.join(names)}, so only speed is measured."
+    ]
+
+
+def default_folder(spec: str) -> Path:
+    """Where reports go: into a run, else `bench` here."""
+    path = Path(spec)
+    return path / "bench" if path.is_dir() else Path("bench")
+
+
+def print_points(planned: "list[Planned]", folder: Path, *, as_json: bool) -> None:
+    """Print what would be measured, with its cost."""
+    from marcli.bench.cost import published_cost
+    from marcli.bench.points import family_of
+
+    lines, points = [], []
+    for entry in planned:
+        if entry.recipe is None:
+            lines.append(f"{entry.spec}: its points are known once its weights are there")
+        for variant in entry.variants:
+            recipe = variant.recipe
+            counts = f"{recipe.sampling_steps or recipe.sample.diffusion_steps} steps"
+            settings = "".join(f", {key} {value}" for key, value in variant.swept)
+            giga = published_cost(recipe).flops / 1e9
+            lines.append(f"{recipe.name} ({family_of(recipe)}): {counts}{settings}, {giga:,.3g} GFLOP per image")
+            points.append({"recipe": recipe.name, "steps": counts, **dict(variant.swept), "gflop": giga})
+    lines.append(f"reports would go to {folder}")
+    print_result(lines, {"points": points, "out": folder}, as_json=as_json)
+
+
+def run(
+    request: "Request",
+    planned: "list[Planned]",
+    notes: list[str],
+    folder: Path,
+    before: dict[str, Any] | None,
+    tolerance: float,
+    *,
+    gpus: str,
+    precision: str,
+    as_json: bool,
+) -> None:
+    """Measure, write, print, and compare with the baseline; raises MarcliError for a regression."""
+    from marcli.bench.baseline import check_comparable, find_regressions
+    from marcli.bench.plot import draw_tradeoff
+    from marcli.bench.report import conditions, print_tables, write_report
+    from marcli.bench.roofline import circumstances
+    from marcli.bench.tradeoff import run_bench, small_print
+    from marcli.runtime.accelerator import start_processes
+
+    processes = start_processes(precision=precision, gpus=gpus)
+    if before is not None:
+        check_comparable(before, circumstances(processes.device, processes.precision))
+    report, measurements = run_bench(planned, notes, request, processes)
+    regressions = []
+    if before is not None:
+        regressions, lines = find_regressions(before, report, tolerance)
+        report["regressions"] = [str(regression) for regression in regressions]
+        report["notes"] += lines
+    folder.mkdir(parents=True, exist_ok=True)
+    distance = next((m.fid_name for m in measurements if m.fid_name), "FID")
+    draw_tradeoff(measurements, folder / "tradeoff.png", distance=distance, conditions=small_print(report))
+    write_report(report, measurements, folder)
+    print_tables(measurements)
+    written = [folder / name for name in ("bench.json", "report.md", "tradeoff.png")]
+    lines = [*conditions(report), f"Written: {', '.join(map(str, written))}"]
+    print_result(lines, {**report, "out": folder}, as_json=as_json)
+    if regressions:
+        worse = "; ".join(map(str, regressions))
+        raise MarcliError(f"{len(regressions)} numbers are more than {tolerance:.0%} worse than the baseline: {worse}")

@@ -7,6 +7,7 @@ import torch
 from marcli.bench.quality import Judge, Tally
 from marcli.metrics.features import pixel_extractor
 from marcli.metrics.frechet import frechet_distance
+from marcli.metrics.references import Reference
 from marcli.metrics.statistics import gaussian_from_features
 
 SIDE = 2
@@ -18,8 +19,10 @@ def pictures(seed: int, count: int, shift: int = 0) -> torch.Tensor:
 
 
 def judge_of(real: torch.Tensor) -> Judge:
-    reference = gaussian_from_features(real.flatten(1).double().numpy() / 255 * 16)
-    return Judge(pixel_extractor(), reference, "pixels", "raw", is_grey=True)
+    extractor = pixel_extractor()
+    gaussian = gaussian_from_features(real.flatten(1).double().numpy() / 255 * 16)
+    reference = Reference("made up", "0" * 64, gaussian, None, SIDE, extractor.identity, stated=True)
+    return Judge(extractor, reference)
 
 
 def test_tally_is_the_distance_of_all_pictures_at_once():
@@ -28,7 +31,7 @@ def test_tally_is_the_distance_of_all_pictures_at_once():
     for batch in made.split(30):
         tally.add(batch)
     expected = frechet_distance(
-        gaussian_from_features(made.flatten(1).double().numpy() / 255 * 16), tally.judge.reference
+        gaussian_from_features(made.flatten(1).double().numpy() / 255 * 16), tally.judge.reference.gaussian
     )
     assert tally.count == 330
     assert tally.distance()[0] == pytest.approx(expected, rel=1e-6)

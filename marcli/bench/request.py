@@ -1,0 +1,98 @@
+"""What the bench was asked for, and everything about it that can be refused before torch is imported."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from marcli.bench.plan import Sweep, Variant, plan
+from marcli.errors import UsageError
+from marcli.recipe.reader import read_recipe, recipe_folder
+from marcli.recipe.schema import Recipe
+
+TIME_LIMIT = 240.0
+EngineName = Literal["auto", "plain", "fast"]
+ENGINES: tuple[EngineName, ...] = ("auto", "plain", "fast")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for; None leaves the choice to the bench."""
+
+    specs: tuple[str, ...]
+    overrides: tuple[str, ...]
+    steps: tuple[int, ...] | None
+    dit_steps: tuple[int, ...] | None
+    sweep: Sweep
+    engines: tuple[EngineName, ...]
+    batch_size: int | None
+    num: int | None
+    minutes: float | None
+    quality: bool | None
+    reference: str | None
+    features: str | None
+    inception: Path | None
+    weights: Literal["ema", "raw"]
+    seed: int
+
+    @property
+    def seconds(self) -> float | None:
+        """Time after which no further round starts; a number of pictures that was asked for is not cut short."""
+        if self.minutes is not None:
+            return 60 * self.minutes or None
+        return TIME_LIMIT if self.num is None else None
+
+
+@dataclass
+class Planned:
+    """One system by name: its recipe where that is known without loading anything, and its variants."""
+
+    spec: str
+    recipe: Recipe | None
+    is_random: bool
+    variants: list[Variant] = field(default_factory=list)
+
+
+def parse_engines(text: str) -> tuple[EngineName, ...]:
+    """Read `plain,fast`; raises UsageError."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = [name for name in names if name not in ENGINES]
+    if unknown:
+        raise UsageError(f"--engine {unknown[0]!r} is not an engine: choose from {', '.join(ENGINES)}")
+    return names
+
+
+def known_recipe(spec: str, overrides: Sequence[str]) -> tuple[Recipe | None, bool]:
+    """Return the recipe of a run or a recipe file, and whether it stands for random weights."""
+    path = Path(spec).expanduser()
+    if path.suffix in (".yaml", ".yml") or (recipe_folder() / f"{spec}.yaml").is_file():
+        return read_recipe(spec, overrides), True
+    if (path / "recipe.yaml").is_file():
+        return read_recipe(path / "recipe.yaml", overrides), False
+    return None, False
+
+
+def plan_known(request: Request) -> tuple[list[Planned], list[str]]:
+    """Plan what is known without torch; raises UsageError."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("bench measures one device in one process: start it without a launcher")
+    if request.quality is False and request.reference is not None:
+        raise UsageError("--reference is for quality, and --no-quality asks for none: leave one of them out")
+    planned, notes = [], []
+    for spec in request.specs:
+        recipe, is_random = known_recipe(spec, request.overrides)
+        if is_random and request.quality and len(request.specs) == 1:
+            raise UsageError(f"{spec} is a recipe, so its weights are random: train it, or ask for --no-quality")
+        entry = Planned(spec, recipe, is_random)
+        if recipe is not None:
+            entry.variants, lines = variants_of(recipe, request)
+            notes += lines
+        planned.append(entry)
+    return planned, notes
+
+
+def variants_of(recipe: Recipe, request: Request) -> tuple[list[Variant], list[str]]:
+    """All points of one system."""
+    batch_size = request.batch_size or recipe.sample.batch_size
+    return plan(recipe, steps=request.steps, dit_steps=request.dit_steps, sweep=request.sweep, batch_size=batch_size)

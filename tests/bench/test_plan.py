@@ -1,0 +1,86 @@
+"""Which points are measured, and what is refused before anything is loaded."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from marcli.bench.plan import parse_counts, parse_sweeps, plan
+from marcli.bench.request import parse_engines
+from marcli.errors import UsageError
+from marcli.recipe.reader import read_recipe
+
+MASKED, CAUSAL, DIT = "debug/head_diffusion", "debug/backbone_causal", "debug/backbone_dit"
+
+
+def planned(spec, *, steps=None, dit_steps=None, sweep=None, overrides=()):
+    recipe = read_recipe(spec, overrides)
+    return plan(recipe, steps=steps, dit_steps=dit_steps, sweep=sweep or {}, batch_size=5)
+
+
+def test_default_steps_are_the_papers_where_they_fit():
+    variants, notes = planned("mar_l")
+    assert [variant.recipe.sample.steps for variant in variants] == [8, 16, 32, 64, 128]
+    assert notes == []
+    assert {variant.recipe.sample.batch_size for variant in variants} == {5}
+
+
+def test_default_steps_beyond_the_tokens_are_left_out_with_a_line():
+    variants, notes = planned(MASKED)
+    assert [variant.recipe.sample.steps for variant in variants] == [1, 2, 4, 8, 16]
+    assert notes == ["debug_head_diffusion: 32, 64, 128 AR steps left out, an image has 16 tokens"]
+
+
+def test_steps_beyond_the_tokens_are_refused_when_asked_for():
+    with pytest.raises(UsageError, match="--steps 32 is more than the 16 tokens"):
+        planned(MASKED, steps=(8, 32))
+
+
+def test_causal_has_one_point_and_dit_its_own_steps():
+    assert [each.recipe.sampling_steps for each in planned(CAUSAL, steps=(4,))[0]] == [16]
+    assert [each.recipe.sample.diffusion_steps for each in planned(DIT, steps=(4,))[0]] == [50, 75, 150, 250]
+    assert [each.recipe.sample.diffusion_steps for each in planned(DIT, dit_steps=(7,))[0]] == [7]
+
+
+def test_sweeps_cross_and_keep_the_recipes_steps():
+    sweep = parse_sweeps(["temperature=0.9,1.0", "sample.cfg=1,2"])
+    variants, notes = planned(MASKED, sweep=sweep)
+    assert [dict(each.swept) for each in variants] == [{"temperature": t, "cfg": c} for t in (0.9, 1.0) for c in (1, 2)]
+    assert {each.recipe.sample.steps for each in variants} == {4}
+    assert [each.is_default for each in variants] == [False, False, False, True]  # temperature 1, cfg 2
+    assert notes == []
+
+
+def test_what_does_not_apply_is_not_swept():
+    sweep = parse_sweeps(["kv_cache=true,false"])
+    assert [each.recipe.sample.kv_cache for each in planned(CAUSAL, sweep=sweep)[0]] == [True, False]
+    variants, notes = planned(MASKED, sweep=sweep)
+    assert len(variants) == 1
+    assert notes == ["debug_head_diffusion: kv_cache does not apply to it and is not swept"]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: parse_counts("8,x", "--steps"), "--steps '8,x' is not a list"),
+        (lambda: parse_counts("0", "--steps"), "whole numbers"),
+        (lambda: parse_sweeps(["temperature"]), "has no values"),
+        (lambda: parse_sweeps(["steps=1,2"]), "use --steps"),
+        (lambda: parse_sweeps(["heat=1,2"]), "choose from cfg"),
+        (lambda: parse_engines("plain,quick"), "'quick' is not an engine"),
+        (lambda: planned(MASKED, sweep={"cfg": (0.5,)}), r"sample\.cfg"),
+        (lambda: planned(MASKED, sweep={"temperature": ("hot",)}), r"sample\.temperature"),
+    ],
+)
+def test_bad_input_is_one_sentence(call, words):
+    with pytest.raises(UsageError, match=words):
+        call()
+
+
+def test_planning_needs_no_torch():
+    code = (
+        "import sys, json; from marcli.bench import baseline, cost, plan, points, request;"
+        "print(json.dumps('torch' in sys.modules))"
+    )
+    assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) is False

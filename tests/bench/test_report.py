@@ -1,0 +1,150 @@
+"""Tables, picture and regression gate on made-up measurements."""
+
+import dataclasses
+import json
+
+import pytest
+from PIL import Image
+
+from marcli.bench.baseline import FORMAT, check_comparable, find_regressions, parse_tolerance, read_baseline
+from marcli.bench.plot import draw_tradeoff, series_of
+from marcli.bench.points import Measurement, Point
+from marcli.bench.report import by_class, columns, markdown_tables
+from marcli.errors import MarcliError, UsageError
+
+
+def measurement(seconds, *, steps=8, family="MAR Diff Loss", fid=None, engine="plain", engine_class="plain", **point):
+    causal, is_dit = family.startswith("AR"), family == "DiT"
+    return Measurement(
+        point=Point(
+            system="run",
+            family=family,
+            engine=engine,
+            engine_class=engine_class,
+            batch_size=4,
+            steps=None if is_dit else steps,
+            diffusion_steps=steps if is_dit else 100,
+            cfg=2.0,
+            temperature=1.0,
+            kv_cache=causal,
+            **point,
+        ),
+        seconds_per_image=seconds,
+        fastest=0.9 * seconds,
+        slowest=1.1 * seconds,
+        batches=5,
+        flops_per_image=2e9,
+        published_flops_per_image=3e9,
+        roofline_seconds=0.25 * seconds,
+        weight_seconds=0.1 * seconds,
+        part_shares={"encoder": 0.2, "decoder": 0.5, "head": 0.3},
+        peak_memory_bytes=3 * 2**20,
+        fid=fid,
+        fid_images=None if fid is None else 2000,
+        fid_name=None if fid is None else "FD(pixels)-2k",
+        fid_protocol=None if fid is None else "pixels",
+    )
+
+
+def report(*measurements):
+    points = [each.record() for each in measurements]
+    return {"format": FORMAT, "device": "CPU", "threads": 2, "precision": "fp32", "points": points}
+
+
+def test_classes_of_engines_never_share_a_table():
+    mixed = [
+        measurement(1.0),
+        measurement(0.4, engine="fast", engine_class="lossless"),
+        measurement(0.1, engine="annealed", engine_class="approximate"),
+    ]
+    groups = by_class(mixed)
+    assert [len(group) for _, group in groups] == [1, 1, 1]
+    text = markdown_tables(mixed)
+    assert text.count("## ") == 3
+    assert [title.split(":")[0].split(" ")[0] for title, _ in groups] == ["Plain", "Lossless", "Approximations"]
+
+
+def test_cells():
+    row = {
+        heading.replace("\n", " "): cell(measurement(0.5, fid=20.0))
+        for heading, cell in columns([measurement(0.5, fid=20.0)])
+    }
+    assert row["s /image"] == "0.5"
+    assert row["images /s"] == "2"
+    assert row["GFLOP /image"] == "2"
+    assert row["roof- line"] == "25%"
+    assert row["time in enc/dec/head/tok %"] == "20/50/30/-"
+    assert row["memory MiB"] == "3"
+    assert row["FID"] == "20"
+    assert row["spread"] == "20%"
+
+
+def test_a_point_that_got_slower_is_a_regression_and_noise_is_not():
+    before = report(measurement(1.0, fid=20.0), measurement(2.0, steps=16, fid=18.0))
+    same = report(measurement(1.05, fid=21.0), measurement(1.9, steps=16, fid=18.0))
+    assert find_regressions(before, same, 0.1) == ([], [])
+    slower = report(measurement(1.2, fid=23.0), measurement(2.0, steps=16, fid=18.0))
+    regressions, _ = find_regressions(before, slower, 0.1)
+    assert [each.quantity for each in regressions] == ["seconds_per_image", "fid"]
+    assert "8 AR steps" in str(regressions[0])
+    assert "+20.0%" in str(regressions[0])
+
+
+def test_other_settings_are_other_points():
+    before = report(measurement(1.0))
+    warmer = dataclasses.replace(measurement(9.0).point, temperature=0.9)
+    with pytest.raises(MarcliError, match="None of the baseline's points"):
+        find_regressions(before, report(dataclasses.replace(measurement(9.0), point=warmer)), 0.1)
+
+
+def test_distances_of_other_numbers_of_pictures_are_not_compared():
+    fewer = dataclasses.replace(measurement(1.0, fid=90.0), fid_images=100)
+    regressions, notes = find_regressions(report(measurement(1.0, fid=20.0)), report(fewer), 0.1)
+    assert regressions == []
+    assert "FID not compared" in notes[0]
+
+
+def test_another_machine_is_not_a_regression_but_refused():
+    with pytest.raises(UsageError, match="device is 'CPU', here it is 'H200'"):
+        check_comparable(report(), {**report(), "device": "H200"})
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": "other"}'])
+def test_a_baseline_that_is_none_is_refused(tmp_path, text):
+    path = tmp_path / "bench.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"bench\.json"):
+        read_baseline(path)
+    with pytest.raises(UsageError, match="There is no baseline"):
+        read_baseline(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(("text", "value"), [("10%", 0.1), ("0.05", 0.05), ("0", 0.0)])
+def test_tolerance(text, value):
+    assert parse_tolerance(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["ten", "-1%", "nan", "%"])
+def test_bad_tolerance(text):
+    with pytest.raises(UsageError, match="--tolerance"):
+        parse_tolerance(text)
+
+
+@pytest.mark.parametrize("fid", [20.0, None])
+def test_picture_has_one_curve_per_system(tmp_path, fid):
+    points = [measurement(0.1 * steps, steps=steps, fid=fid) for steps in (8, 16)]
+    points += [
+        measurement(1.5, steps=16, family="AR CrossEnt", fid=fid),
+        measurement(3.0, steps=50, family="DiT", fid=fid),
+    ]
+    assert [name for name, _ in series_of(points)] == ["MAR Diff Loss", "AR CrossEnt (KV cache)", "DiT"]
+    draw_tradeoff(points, tmp_path / "tradeoff.png", distance="FID", conditions="made up")
+    with Image.open(tmp_path / "tradeoff.png") as picture:
+        assert picture.width > 1000
+        assert len(picture.convert("RGB").getcolors(10**6)) > 100
+
+
+def test_record_is_json():
+    record = json.loads(json.dumps(measurement(0.5, swept=(("kv_cache", True),)).record(), allow_nan=False))
+    assert record["images_per_second"] == 2
+    assert record["swept"] == {"kv_cache": True}

@@ -1,0 +1,111 @@
+"""The bench from recipes to files, and its parts against what they promise."""
+
+import json
+
+import pytest
+import torch
+
+from marcli.bench.budget import affordable, fitting_batch_size
+from marcli.bench.measure import Contender, Extent, measure_shares, run_rounds
+from marcli.bench.plan import Variant
+from marcli.bench.points import point_of
+from marcli.bench.roofline import Machine
+from marcli.bench.stand_in import random_tokenizer, stand_in_system
+from marcli.cli.app import run
+from marcli.recipe.reader import read_recipe
+from marcli.sampling.engine.build import build_engine
+
+SPECS = {
+    "masked": "debug/head_diffusion",
+    "causal": "debug/backbone_causal",
+    "dit": "debug/backbone_dit",
+    "codes": "debug/head_cross_entropy",
+}
+
+
+def contender(spec: str, engine: str = "plain", overrides=()) -> Contender:
+    recipe = read_recipe(spec, ["sample.batch_size=2", *overrides])
+    system = stand_in_system(recipe, seed=0)
+    built = build_engine(system, name=engine, device=torch.device("cpu"), precision="fp32")
+    point = point_of(recipe, system="x", engine=built.name, engine_class="plain", swept=(), is_default=True)
+    return Contender(point, built, recipe, system.tokenizer, weight_bytes=0, tally=None)
+
+
+@pytest.mark.parametrize("engine", ["plain", "auto"])
+@pytest.mark.parametrize("kind", SPECS)
+def test_shares_cover_the_parts(kind, engine):
+    each = contender(SPECS[kind], engine)
+    before = dict(vars(each.tokenizer))
+    measure_shares(each, seed=0)
+    parts = {"dit": {"decoder", "tokenizer"}, "causal": {"decoder", "head", "tokenizer"}}
+    assert set(each.shares) == parts.get(kind, {"encoder", "decoder", "head", "tokenizer"})
+    assert all(share > 0 for share in each.shares.values())
+    assert 0.3 < sum(each.shares.values()) <= 1
+    assert vars(each.tokenizer) == before
+
+
+def test_first_round_is_not_timed_and_time_ends_all_points_alike():
+    pair = [contender(SPECS["masked"]), contender(SPECS["dit"])]
+    run_rounds(pair, Extent(rounds=4, seconds=None, seed=0), lambda: None)
+    assert [len(each.seconds) for each in pair] == [3, 3]
+    assert all(each.peak.peak_bytes > 0 for each in pair)
+    pair = [contender(SPECS["masked"]), contender(SPECS["dit"])]
+    run_rounds(pair, Extent(rounds=50, seconds=0.0, seed=0), lambda: None)
+    assert [len(each.seconds) for each in pair] == [1, 1]
+
+
+def test_engine_under_other_settings_is_the_engine_built_for_them():
+    recipe = read_recipe(SPECS["masked"], ["sample.steps=3", "sample.temperature=0.5"])
+    each = contender(SPECS["masked"])
+    tape = each.engine.under(recipe).draw_tape(seed=0, indices=[0, 1])
+    labels = torch.tensor([3, 4])
+    made = each.engine.under(recipe).latents(labels=labels, tape=tape, on_step=None)
+    direct = build_engine(stand_in_system(recipe, seed=0), name="plain", device=torch.device("cpu"), precision="fp32")
+    assert torch.equal(made, direct.latents(labels=labels, tape=tape, on_step=None))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("mar_b", ["sample.steps=1"]), ("ablations/table1_ar_ce", []), ("ablations/table2_kl8", ["sample.steps=1"])],
+)
+def test_tokenizers_stand_in_without_their_files(name, overrides):
+    recipe = read_recipe(name, ["data.image_size=32", *overrides])
+    tokenizer = random_tokenizer(recipe, seed=0)
+    shape = (1, recipe.latent.channels, recipe.latent.size, recipe.latent.size)
+    latents = torch.randn(shape) if recipe.latent.codebook_size is None else torch.zeros(shape, dtype=torch.long)
+    assert tokenizer.decode(latents).shape == (1, 3, 32, 32)
+
+
+def test_budget_halves_batches_and_then_leaves_out_the_most_expensive():
+    machine = Machine(flops_per_second=1e11, bytes_per_second=1e10)
+    variants = [Variant(read_recipe("mar_b", [f"sample.steps={steps}"]), (), False) for steps in (8, 16, 32, 64, 128)]
+    assert fitting_batch_size(variants, machine, wanted=64, seconds=1e9) == 64
+    assert fitting_batch_size(variants, machine, wanted=64, seconds=120) == 1
+    kept = affordable(variants, machine, batch_size=1, seconds=1000)
+    assert [each.recipe.sample.steps for each in kept] == [8, 16, 32]
+    assert len(affordable(variants, machine, batch_size=1, seconds=1)) == 2
+
+
+def test_command_writes_everything_and_gates(tmp_path, capsys):
+    command = ["bench", *list(SPECS.values())[:3], "--batch-size", "2", "--num", "6", "--steps", "2,4"]
+    command += ["--dit-steps", "3", "--gpus", "0", "--json", "--out", str(tmp_path)]
+    assert run(command) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    stored = json.loads((tmp_path / "bench.json").read_text())
+    assert result["points"] == stored["points"]
+    assert [point["family"] for point in stored["points"]] == ["MAR Diff Loss"] * 2 + ["AR Diff Loss", "DiT"]
+    assert [point["batches"] for point in stored["points"]] == [2] * 4
+    assert all(point["seconds_per_image"] > 0 and point["peak_memory_bytes"] > 0 for point in stored["points"])
+    assert all(point["fid"] is None for point in stored["points"])
+    assert "random weights" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "tradeoff.png").stat().st_size > 10_000
+
+    for point in stored["points"]:
+        point["seconds_per_image"] /= 1000
+        point["peak_memory_bytes"] *= 2
+    baseline = tmp_path / "baseline.json"
+    baseline.write_text(json.dumps(stored))
+    assert run([*command, "--baseline", str(baseline)]) == 1
+    complaint = capsys.readouterr().err
+    assert complaint.count("seconds_per_image") == 4
+    assert "debug_head_diffusion (MAR Diff Loss), fast engine, 2 AR steps" in complaint
