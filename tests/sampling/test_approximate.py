@@ -1,4 +1,4 @@
-"""Approximations: each changes what it says it changes, the same way on every engine, and is refused where it cannot act."""
+"""Approximations: each changes what it says, the same way on every engine, and is refused where it cannot act."""
 
 import pytest
 import torch

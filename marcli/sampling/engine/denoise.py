@@ -44,7 +44,7 @@ class FastDiffusionHead(Head):
         self,
         z: Float[Tensor, "batch wanted z_dim"],
         z_null: Float[Tensor, "batch wanted z_dim"] | None,
-        guidance: float | Tensor,
+        guidance: float | Float[Tensor, ""],
         noise: Float[Tensor, "batch wanted draws dim"],
         settings: HeadSampling,
     ) -> Float[Tensor, "batch wanted dim"]:

@@ -1,0 +1,47 @@
+"""torch.compile for the parts of the fast engine that are many small kernels: one compilation for all sizes."""
+
+import logging
+from collections.abc import Iterator
+
+from torch import nn
+
+from marcli.sampling.engine.denoise import Body
+from marcli.sampling.engine.transformer import FastBlock
+
+log = logging.getLogger("marcli")
+
+
+def compile_parts(model: nn.Module) -> None:
+    """Compile the denoiser's body and the transformer's blocks in place; a failure leaves them as they are."""
+    for part in compilable(model):
+        part.forward = CompiledOrPlain(part)
+
+
+def compilable(model: nn.Module) -> Iterator[nn.Module]:
+    """The parts worth compiling."""
+    return (part for part in model.modules() if isinstance(part, Body | FastBlock))
+
+
+class CompiledOrPlain:
+    """A module's forward, compiled at its first call; plain from then on if that fails."""
+
+    told = False
+
+    def __init__(self, module: nn.Module) -> None:
+        import torch
+
+        self.plain = module.forward
+        self.run = torch.compile(module.forward, dynamic=True)
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        try:
+            return self.run(*args, **kwargs)
+        except Exception as error:  # a missing compiler, driver or kernel: its kinds are not documented
+            if self.run is self.plain:
+                raise
+            self.run = self.plain
+            if not CompiledOrPlain.told:
+                CompiledOrPlain.told = True
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                log.warning(f"sampling goes on without torch.compile: {reason}")
+            return self.plain(*args, **kwargs)

@@ -1,0 +1,148 @@
+"""CUDA graphs: a function of tensors is recorded once per combination of shapes, then replayed without the host.
+
+Generation repeats a handful of shapes for every batch (7 counts of revealed tokens and 64 of known ones at 64 AR
+steps), so that nearly all of its thousands of kernels come from recordings. Where recording fails or memory runs
+short, the function itself is called, and one line says why.
+"""
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Generator, Tensor, nn
+
+from marcli.model.head.base import Head, HeadSampling
+from marcli.sampling.engine.denoise import FastDiffusionHead
+from marcli.sampling.engine.transformer import FastMaskedBackbone
+
+WARM_UP_CALLS = 2
+MEMORY_KEPT_FREE = 0.1  # of the device; no more recordings below it
+
+log = logging.getLogger("marcli")
+
+Replay = Callable[[], None]
+Capture = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
+
+
+class CudaGraphs:
+    """Captures CUDA graphs that share one pool of memory."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+        """Record `function`; return what replays it, and the tensor in which its result then lies."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_CALLS):
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        free, total = torch.cuda.mem_get_info()
+        if free < MEMORY_KEPT_FREE * total:
+            raise MemoryError(f"only {free / 2**30:.1f} GiB of GPU memory are free")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            result = function()
+        return graph.replay, result
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Where a recorded function reads, how it is run, and where its result lies."""
+
+    inputs: list[Tensor]
+    replay: Replay
+    result: Tensor
+
+
+class Recorded:
+    """`function(tensors, setting)` through recordings, one for each setting and combination of shapes."""
+
+    def __init__(self, function: Callable[..., Tensor], capture: Capture) -> None:
+        self.function, self.capture = function, capture
+        self.recordings: dict[Hashable, Recording] = {}
+        self.gave_up = False
+
+    def __call__(self, tensors: Sequence[Tensor], setting: Hashable) -> Tensor:
+        key = (setting, *((tensor.shape, tensor.dtype) for tensor in tensors))
+        if key not in self.recordings and not self.gave_up:
+            self.record(key, tensors, setting)
+        if key not in self.recordings:
+            return self.function(tensors, setting)
+        recording = self.recordings[key]
+        for place, tensor in zip(recording.inputs, tensors, strict=True):
+            place.copy_(tensor)
+        recording.replay()
+        return recording.result.clone()  # the next replay writes over it
+
+    def record(self, key: Hashable, tensors: Sequence[Tensor], setting: Hashable) -> None:
+        """Add a recording; after the first failure no other is tried."""
+        inputs = [tensor.clone() for tensor in tensors]
+        try:
+            replay, result = self.capture(lambda: self.function(inputs, setting))
+        except (RuntimeError, MemoryError) as error:
+            self.gave_up = True
+            log.warning(f"sampling goes on without further CUDA graphs: {str(error).splitlines()[0]}")
+            return
+        self.recordings[key] = Recording(inputs, replay, result)
+
+
+class RecordedHead(Head):
+    """A fast diffusion head whose whole reverse process is one recording."""
+
+    def __init__(self, head: FastDiffusionHead, capture: Capture) -> None:
+        super().__init__()
+        self.head = head
+        self.recorded = Recorded(self.run, capture)
+
+    def noise(
+        self, generator: Generator, num_tokens: int, num_steps: int, settings: HeadSampling
+    ) -> Float[Tensor, "tokens draws dim"]:
+        """The head's tape."""
+        return self.head.noise(generator, num_tokens, num_steps, settings)
+
+    def sample(
+        self,
+        z: Float[Tensor, "batch wanted z_dim"],
+        z_null: Float[Tensor, "batch wanted z_dim"] | None,
+        guidance: float,
+        noise: Float[Tensor, "batch wanted draws dim"],
+        settings: HeadSampling,
+    ) -> Float[Tensor, "batch wanted dim"]:
+        """As the head's; the guidance becomes a tensor, for it changes while the recording stays."""
+        scale = torch.full((), guidance, device=z.device)
+        return self.recorded([z, scale, noise] + ([] if z_null is None else [z_null]), settings)
+
+    def run(self, tensors: Sequence[Tensor], settings: HeadSampling) -> Tensor:
+        """What is recorded."""
+        z, scale, noise, *null = tensors
+        return self.head.sample(z, null[0] if null else None, scale, noise, settings)
+
+
+class RecordedBackbone(nn.Module):
+    """A fast masked backbone with one recording per number of known tokens."""
+
+    def __init__(self, backbone: FastMaskedBackbone, capture: Capture) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.recorded = Recorded(self.run, capture)
+
+    def predict(
+        self,
+        known: Shaped[Tensor, "batch known dim"],
+        order: Int[Tensor, "batch tokens"],
+        condition: Float[Tensor, "batch width"],
+        *,
+        num_wanted: int,
+        cache: None = None,
+    ) -> Float[Tensor, "batch wanted width"]:
+        """As the backbone's."""
+        return self.recorded([known, order, condition], num_wanted)
+
+    def run(self, tensors: Sequence[Tensor], num_wanted: int) -> Tensor:
+        """What is recorded."""
+        known, order, condition = tensors
+        return self.backbone.predict(known, order, condition, num_wanted=num_wanted)

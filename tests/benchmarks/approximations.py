@@ -1,0 +1,79 @@
+"""What approximations cost on trained digits: python tests/benchmarks/approximations.py RUN [--help]
+
+Every candidate generates the same seeds with the same run; one line each gives class agreement and Frechet distance
+(see digits_score.py), mean over seeds and spread, and their change from the exact sampler.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from marcli.recipe.approximate import PRESETS, overrides_of
+from marcli.sampling.engine.build import build_engine
+from marcli.sampling.generate import generate
+from marcli.sampling.load import load_system
+from tests.benchmarks.digits_score import score
+
+SWITCHES = {
+    "half the diffusion steps": ["sample.diffusion_steps=50"],
+    "final_diffusion_steps": ["sample.diffusion_steps=50", "sample.approximate.final_diffusion_steps=5"],
+    "ddim, 25": ["sample.diffusion_steps=25", "sample.approximate.solver=ddim"],
+    "dpm++2m, 16": ["sample.diffusion_steps=16", "sample.approximate.solver=dpm++2m"],
+    "dpm++2m, 8": ["sample.diffusion_steps=8", "sample.approximate.solver=dpm++2m"],
+    "guidance_from 1.1": ["sample.approximate.guidance_from=1.1"],
+    "guidance_refresh 3": ["sample.approximate.guidance_refresh=3"],
+    "checkerboard": ["sample.approximate.order=checkerboard"],
+    "checkerboard, half the steps": ["sample.approximate.order=checkerboard", "sample.steps=8"],
+    "half the steps": ["sample.steps=8"],
+}
+
+
+def sample(run: str, overrides: list[str], options: argparse.Namespace, seed: int) -> dict[str, float]:
+    """Score of one seed's pictures."""
+    system = load_system(run, weights="ema", overrides=overrides)
+    engine = build_engine(system, name=options.engine, device=torch.device("cpu"), precision=options.precision)
+    classes = list(range(10))
+    batches = [range(start, start + options.batch_size) for start in range(0, options.num, options.batch_size)]
+    pictures = list(generate(engine, system.tokenizer, classes=classes, seed=seed, batches=batches))
+    images = torch.cat([each.images for each in pictures])[:, 0].flatten(1).double().numpy() / 255 * 16
+    return score(images, np.concatenate([each.labels for each in pictures]))
+
+
+def main() -> None:
+    """Print one line per candidate, then one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="a trained digits run")
+    parser.add_argument("--num", type=int, default=1000, help="pictures per seed")
+    parser.add_argument("--batch-size", type=int, default=500)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--engine", default="fast")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--only", nargs="+", help="names of candidates")
+    parser.add_argument("--also", nargs="+", action="append", default=[], help="another candidate: recipe overrides")
+    options = parser.parse_args()
+    candidates = {"exact": []} | SWITCHES | {f"preset {name}": overrides_of(name) for name in PRESETS}
+    candidates |= {" ".join(overrides): overrides for overrides in options.also}
+    records = {}
+    for name, overrides in candidates.items():
+        if options.only and name != "exact" and name not in options.only and overrides not in options.also:
+            continue
+        scores = [sample(options.run, overrides, options, seed) for seed in options.seeds]
+        records[name] = {key: statistics.mean(each[key] for each in scores) for key in ("frechet", "agreement")}
+        frechets = [each["frechet"] for each in scores]
+        exact = records["exact"]
+        print(
+            f"{name:32s} frechet {records[name]['frechet']:6.2f} ({min(frechets):.2f}..{max(frechets):.2f}, "
+            f"{records[name]['frechet'] / exact['frechet'] - 1:+.1%})  agreement {records[name]['agreement']:.2%} "
+            f"({100 * (records[name]['agreement'] - exact['agreement']):+.2f} points)",
+            flush=True,
+        )
+    settings = {**vars(options), "run": str(Path(options.run))}
+    print(json.dumps({"settings": settings, "results": records}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Recordings, with a stand-in for CUDA graphs that runs the recorded function again on the recorded inputs."""
+
+import logging
+
+import pytest
+import torch
+
+from marcli.sampling.engine.compiled import CompiledOrPlain, compilable, compile_parts
+from marcli.sampling.engine.fast import FastEngine, fast_twin, record_parts
+from marcli.sampling.engine.plain import PlainEngine
+from marcli.sampling.engine.recorded import Recorded
+from tests.model.tiny import COMBINATIONS, model, recipe
+
+LABELS = torch.tensor([1, 7, 4])
+
+
+class Again:
+    """Captures by keeping the function; a replay computes it into the place of the first result."""
+
+    def __init__(self, failing_from=None):
+        self.captured, self.replayed, self.failing_from = 0, 0, failing_from
+
+    def __call__(self, function):
+        if self.failing_from is not None and self.captured >= self.failing_from:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand more")
+        self.captured += 1
+        result = function().clone()
+
+        def replay():
+            self.replayed += 1
+            result.copy_(function())
+
+        return replay, result
+
+
+def latents(engine, seed=0):
+    return engine.latents(labels=LABELS, tape=engine.draw_tape(seed=seed, indices=range(3)), on_step=None)
+
+
+def recorded_engine(whole, of, capture):
+    engine = FastEngine(whole, of)
+    record_parts(engine.model, capture)
+    return engine
+
+
+@pytest.mark.parametrize("combination", [c for c in COMBINATIONS if c[0] != "dit"], ids="-".join)
+@pytest.mark.parametrize("approximate", [{}, {"final_diffusion_steps": 2, "solver": "dpm++2m"}], ids=["exact", "dpm"])
+def test_same_pictures_from_recordings(combination, approximate):
+    if approximate and combination[2] != "diffusion":
+        return
+    of = recipe(*combination, cfg=3.0, approximate=approximate)
+    whole, capture = model(of), Again()
+    engine = recorded_engine(whole, of, capture)
+    for seed in (0, 1):  # the second batch is replayed throughout
+        captured, replayed = capture.captured, capture.replayed
+        expected = latents(PlainEngine(whole, of), seed)
+        assert (latents(engine, seed) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert capture.captured == captured
+    assert (capture.replayed - replayed > 0) == (combination[0] == "masked" or combination[2] == "diffusion")
+
+
+def test_one_recording_per_count_of_tokens_serves_every_guidance():
+    of = recipe("masked", "random", "diffusion", cfg=3.0)
+    capture = Again()
+    engine = recorded_engine(model(of), of, capture)
+    latents(engine)
+    counts = {step.count for step in engine.schedule}
+    assert capture.captured == len(counts) + len(engine.schedule)
+
+
+def test_a_result_survives_the_next_replay():
+    recorded = Recorded(lambda tensors, setting: tensors[0] * setting, Again())
+    first = recorded([torch.tensor([1.0])], 2)
+    second = recorded([torch.tensor([5.0])], 2)
+    assert first.item() == 2 and second.item() == 10 and recorded([torch.tensor([5.0])], 3).item() == 15
+
+
+def test_after_a_failure_the_function_itself_runs_and_one_line_says_why(caplog):
+    of = recipe("masked", "random", "diffusion", cfg=3.0)
+    whole = model(of)
+    with caplog.at_level(logging.WARNING, logger="marcli"):
+        engine = recorded_engine(whole, of, Again(failing_from=1))
+        given = [latents(engine), latents(engine)]
+    expected = latents(PlainEngine(whole, of))
+    assert all((each - expected).abs().max() <= 1e-5 * expected.abs().max() for each in given)
+    assert {record.message for record in caplog.records} == {
+        "sampling goes on without further CUDA graphs: CUDA error: operation not permitted when stream is capturing"
+    }
+    assert len(caplog.records) == 2  # one for the head, one for the backbone
+
+
+def test_a_compiler_that_fails_leaves_the_plain_code_and_one_line(caplog, monkeypatch):
+    def broken(function, **options):
+        def raise_error(*args, **kwargs):
+            raise RuntimeError("no working C++ compiler\nand more")
+
+        return raise_error
+
+    of = recipe("masked", "random", "diffusion", cfg=3.0)
+    whole = model(of)
+    engine = FastEngine(whole, of)
+    assert len(list(compilable(engine.model))) == 1 + 2 + 2
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(CompiledOrPlain, "told", False)
+    compile_parts(engine.model)
+    with caplog.at_level(logging.WARNING, logger="marcli"):
+        given = latents(engine)
+    expected = latents(PlainEngine(whole, of))
+    assert (given - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert [r.message for r in caplog.records] == ["sampling goes on without torch.compile: no working C++ compiler"]
+
+
+@pytest.mark.slow
+def test_compiled_parts_compute_the_same():
+    of = recipe("masked", "random", "diffusion", cfg=3.0)
+    whole = model(of)
+    engine = FastEngine(whole, of)
+    compile_parts(engine.model)
+    expected = latents(PlainEngine(whole, of))
+    assert (latents(engine) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert all(part.forward.run is not part.forward.plain for part in compilable(engine.model))
+
+
+def test_the_twin_shares_no_part_with_the_model():
+    whole = model(recipe("masked", "random", "diffusion"))
+    twin = fast_twin(whole)
+    assert twin.head is not whole.head and twin.backbone.encoder is not whole.backbone.encoder
