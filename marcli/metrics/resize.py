@@ -17,19 +17,10 @@ def resize_tf1(images: UInt8[Tensor, "batch channels height width"], size: int) 
 
     ADM's suite and torch-fidelity feed Inception this way. Returns float32 grey levels 0..255.
     """
-    height, width = images.shape[-2:]
-    top, bottom, down = tf1_taps(height, size)
-    left, right, across = tf1_taps(width, size)
-    rows = images.float()
-    rows = torch.lerp(rows.index_select(3, left), rows.index_select(3, right), across)
-    return torch.lerp(rows.index_select(2, top), rows.index_select(2, bottom), down[:, None])
-
-
-def tf1_taps(length: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, per target position, the two source positions and the weight of the second."""
-    position = torch.arange(size, dtype=torch.float32) * torch.tensor(length / size, dtype=torch.float32)
-    low = position.long()
-    return low, (low + 1).clamp_max(length - 1), position - low
+    # Torch's kernel with aligned corners goes from position 0 to in - 1 in out - 1 steps; one more pixel on both sides,
+    # the border repeated, turns that scale into in / out.
+    padded = F.pad(images.float(), (0, 1, 0, 1), mode="replicate")
+    return F.interpolate(padded, size=(size + 1, size + 1), mode="bilinear", align_corners=True)[..., :size, :size]
 
 
 def resize_half_pixel(

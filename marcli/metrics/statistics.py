@@ -46,20 +46,24 @@ class RunningMoments:
         if not len(batch):
             return
         batch_mean = batch.mean(axis=0)
-        centred = batch - batch_mean
-        self._merge(len(batch), batch_mean, centred.T @ centred)
+        shift, weight = self._shift(len(batch), batch_mean)
+        rows = np.vstack([batch - batch_mean, shift * np.sqrt(weight)])  # one product adds both terms
+        self._scatter += rows.T @ rows
 
     def merge(self, other: "RunningMoments") -> None:
         """Add everything another accumulator has seen."""
         if other.count:
-            self._merge(other.count, other.mean, other._scatter)
+            shift, weight = self._shift(other.count, other.mean)
+            self._scatter += other._scatter
+            self._scatter += np.outer(shift, shift) * weight
 
-    def _merge(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+    def _shift(self, count: int, mean: np.ndarray) -> tuple[np.ndarray, float]:
+        """Count `count` more images with this mean; return the means' difference and its weight in the scatter."""
         total = self.count + count
-        shift = mean - self.mean
-        self._scatter += scatter + np.outer(shift, shift) * (self.count * count / total)
+        shift, weight = mean - self.mean, self.count * count / total
         self.mean = self.mean + shift * (count / total)
         self.count = total
+        return shift, weight
 
     def gaussian(self) -> Gaussian:
         """Return the moments; raises MarcliError with fewer than two images."""
