@@ -8,21 +8,26 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 
 from pydantic import ValidationError
 
 from marcli.errors import UsageError
+from marcli.recipe.approximate import PRESETS, Approximate
 from marcli.recipe.complaints import explain
-from marcli.recipe.model import CausalBackbone, DiTBackbone
+from marcli.recipe.model import CausalBackbone, DiffusionHead, DiTBackbone, MaskedBackbone
 from marcli.recipe.sample import Sample
 from marcli.recipe.schema import Recipe
 from marcli.recipe.yaml_text import parse_scalar
 
 AR_STEPS = (8, 16, 32, 64, 128)  # figure 6
 DIT_STEPS = (50, 75, 150, 250)
-SWEEPABLE = ("cfg", "cfg_schedule", "temperature", "diffusion_steps", "max_timestep", "clip_denoised", "kv_cache")
+SWITCHES = tuple(f"approximate.{name}" for name in Approximate.model_fields if name != "preset")
+OF_DIFFUSION = ("diffusion_steps", "max_timestep", "clip_denoised")
+SWEEPABLE = ("cfg", "cfg_schedule", "temperature", "kv_cache", *OF_DIFFUSION, *SWITCHES)
 
-Value = float | int | bool | str
+Value = float | int | bool | str | None
 Sweep = Mapping[str, Sequence[Value]]
 
 
@@ -63,10 +68,12 @@ def parse_sweeps(texts: Sequence[str]) -> dict[str, tuple[Value, ...]]:
     return sweep
 
 
-def vary(recipe: Recipe, **sample: Value | None) -> Recipe:
-    """The recipe with other sampling settings, checked as a recipe is; raises UsageError."""
+def vary(recipe: Recipe, **sample: Value) -> Recipe:
+    """The recipe with other keys of its `sample` section, checked as a recipe is; raises UsageError."""
     tree = recipe.model_dump(mode="json")
-    tree["sample"] |= sample
+    for key, value in sample.items():
+        section, _, name = f"sample.{key}".rpartition(".")
+        reduce(getitem, section.split("."), tree)[name] = value
     try:
         return Recipe.model_validate_json(json.dumps(tree))
     except ValidationError as invalid:
@@ -116,36 +123,64 @@ def step_settings(
 
 
 def plan(
-    recipe: Recipe, *, steps: Sequence[int] | None, dit_steps: Sequence[int] | None, sweep: Sweep, batch_size: int
+    recipe: Recipe,
+    *,
+    steps: Sequence[int] | None,
+    dit_steps: Sequence[int] | None,
+    sweep: Sweep,
+    presets: Sequence[str],
+    batch_size: int,
 ) -> tuple[list[Variant], list[str]]:
-    """All variants of one system, and lines on what was left out; raises UsageError.
+    """All variants of one system, exact and under each preset, and lines on what was left out; raises UsageError.
 
-    A swept key that means nothing to a system (a DiT has no KV cache) leaves that system at its recipe's value.
+    What means nothing to a system (a DiT has no KV cache) leaves that system at its recipe's value.
     """
     meaningful = {key: values for key, values in sweep.items() if applies(recipe, key)}
+    fitting = [name for name in presets if all(applies(recipe, key) for key in PRESETS[name].settings)]
     settings, note = step_settings(recipe, steps, dit_steps, sweep)
     notes = [note] if note else []
     notes += [f"{recipe.name}: {key} does not apply to it and is not swept" for key in sweep if key not in meaningful]
+    notes += [f"{recipe.name}: preset {name} does not apply to it" for name in presets if name not in fitting]
     own = vary(recipe, batch_size=batch_size)
     variants = []
-    for counts in settings:
-        for values in itertools.product(*meaningful.values()):
-            swept = tuple(zip(meaningful, values, strict=True))
-            varied = vary(recipe, batch_size=batch_size, **counts, **dict(swept))
-            variants.append(Variant(varied, swept, is_default=same_settings(varied, own)))
+    for preset, counts, values in itertools.product(
+        [None, *fitting], settings, itertools.product(*meaningful.values())
+    ):
+        swept = tuple(zip(meaningful, values, strict=True))
+        changes = preset_settings(preset) | {"batch_size": batch_size} | counts | dict(swept)
+        varied = vary(recipe, **changes)
+        variants.append(Variant(varied, swept, is_default=same_settings(varied, own)))
     return variants, notes
+
+
+def preset_settings(name: str | None) -> dict[str, Value]:
+    """The keys of `sample` that a preset sets; none without one."""
+    return {} if name is None else {**PRESETS[name].settings, "approximate.preset": name}
+
+
+def parse_presets(names: Sequence[str]) -> tuple[str, ...]:
+    """Check names of presets; raises UsageError."""
+    unknown = [name for name in names if name not in PRESETS]
+    if unknown:
+        raise UsageError(f"--fast-preset {unknown[0]!r} does not exist: choose {', '.join(PRESETS)}")
+    return tuple(dict.fromkeys(names))
 
 
 def applies(recipe: Recipe, key: str) -> bool:
     """Whether a sampling key changes anything for this system."""
     backbone, head = recipe.model.backbone, recipe.model.head
+    is_dit, denoises = isinstance(backbone, DiTBackbone), isinstance(head, DiffusionHead)
     if key == "kv_cache":
         return isinstance(backbone, CausalBackbone)
-    if key in ("diffusion_steps", "max_timestep", "clip_denoised"):
-        return isinstance(backbone, DiTBackbone) or head.kind == "diffusion"
-    if key == "cfg_schedule":
-        return not isinstance(backbone, DiTBackbone)
-    return True
+    if key in OF_DIFFUSION:
+        return is_dit or denoises
+    if key.startswith("approximate.") and (is_dit or recipe.order == "confidence"):
+        return False
+    if key in ("approximate.solver", "approximate.final_diffusion_steps"):
+        return denoises
+    if key in SWITCHES:
+        return isinstance(backbone, MaskedBackbone)
+    return key != "cfg_schedule" or not is_dit
 
 
 def same_settings(first: Recipe, second: Recipe) -> bool:

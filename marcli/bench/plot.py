@@ -67,8 +67,8 @@ def series_of(measurements: Sequence[Measurement]) -> list[Series]:
     """Curves with their names: one per system, engine and swept values other than the step counts."""
     groups: dict[tuple, list[Measurement]] = {}
     for m in measurements:
-        fixed = tuple((name, value) for name, value in m.point.swept if name != "diffusion_steps")
-        groups.setdefault((m.point.family, m.point.system, m.point.engine, m.point.kv_cache, fixed), []).append(m)
+        key = (m.point.family, m.point.system, m.point.engine, m.point.kv_cache, m.point.other_swept)
+        groups.setdefault(key, []).append(m)
     families: dict[str, set[str]] = {}
     for family, system, *_ in groups:
         families.setdefault(family, set()).add(system)

@@ -7,6 +7,7 @@ different points and never share a column.
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from marcli.recipe.approximate import switched_on
 from marcli.recipe.model import CausalBackbone, CrossEntropyHead, DiffusionHead, DiTBackbone
 from marcli.recipe.schema import Recipe
 
@@ -28,7 +29,7 @@ class Point:
     cfg: float
     temperature: float
     kv_cache: bool
-    swept: tuple[tuple[str, float | bool], ...] = ()
+    swept: tuple[tuple[str, float | bool | str | None], ...] = ()
     is_default: bool = False
 
     @property
@@ -36,11 +37,17 @@ class Point:
         """Identity across runs of the bench, for baselines and messages."""
         inner = f" x {self.diffusion_steps} diffusion steps" if self.steps and self.diffusion_steps else ""
         cache = ["KV cache"] if self.kv_cache else []
-        shown = {"cfg": self.cfg, "temperature": self.temperature} | dict(self.swept)
-        settings = [f"{name} {value}" for name, value in shown.items() if name not in ("kv_cache", "diffusion_steps")]
+        shown = {"cfg": self.cfg, "temperature": self.temperature} | dict(self.other_swept)
+        settings = [f"{name} {value}" for name, value in shown.items()]
         system = f"{self.system} ({self.family})"
         parts = [system, f"{self.engine} engine", self.label + inner, *cache, *settings, f"batch {self.batch_size}"]
         return ", ".join(parts)
+
+    @property
+    def other_swept(self) -> tuple[tuple[str, float | bool | str | None], ...]:
+        """Swept settings that neither the step counts, the cache nor the engine's name shows."""
+        shown = ("kv_cache", "diffusion_steps")
+        return tuple(pair for pair in self.swept if pair[0] not in shown and not pair[0].startswith("approximate."))
 
     @property
     def label(self) -> str:
@@ -107,7 +114,11 @@ def family_of(recipe: Recipe) -> str:
 def point_of(
     recipe: Recipe, *, system: str, engine: str, engine_class: EngineClass, swept: tuple, is_default: bool
 ) -> Point:
-    """The point that `recipe.sample` describes."""
+    """The point that `recipe.sample` describes; with an approximation on, the engine is named after it."""
+    on = switched_on(recipe.sample.approximate)
+    if on:
+        named = recipe.sample.approximate.preset or ", ".join(f"{name} {value}" for name, value in on.items())
+        engine, engine_class = f"{engine} + {named}", "approximate"
     sample, causal = recipe.sample, isinstance(recipe.model.backbone, CausalBackbone)
     denoises = isinstance(recipe.model.backbone, DiTBackbone) or isinstance(recipe.model.head, DiffusionHead)
     return Point(

@@ -25,7 +25,7 @@ PART_NAMES = {"encoder": "enc", "decoder": "dec", "head": "head", "tokenizer": "
 
 def columns(measurements: Sequence[Measurement]) -> list[tuple[str, Callable[[Measurement], str]]]:
     """Headings and cells of the table; a column that would say nothing is left out."""
-    swept = sorted({name for m in measurements for name, _ in m.point.swept} - {"diffusion_steps"})
+    swept = sorted({name for m in measurements for name, _ in m.point.other_swept})
     parts = "/".join(PART_NAMES.values())
     table: list[tuple[str, Callable[[Measurement], str]]] = [
         ("run", lambda m: m.point.system),
@@ -33,7 +33,7 @@ def columns(measurements: Sequence[Measurement]) -> list[tuple[str, Callable[[Me
         ("AR\nsteps", lambda m: f"{'*' if m.point.is_default else ''}{m.point.steps or '-'}"),
         ("diff.\nsteps", lambda m: str(m.point.diffusion_steps or "-")),
     ]
-    if len({m.point.engine for m in measurements}) > 1:
+    if len({m.point.engine for m in measurements}) > 1 or measurements[0].point.engine_class == "approximate":
         table.append(("engine", lambda m: m.point.engine))
     table += [(name, lambda m, name=name: str(dict(m.point.swept).get(name, "-"))) for name in swept]
     if len({m.point.batch_size for m in measurements}) > 1:

@@ -25,6 +25,7 @@ class Request:
     steps: tuple[int, ...] | None
     dit_steps: tuple[int, ...] | None
     sweep: Sweep
+    presets: tuple[str, ...]
     engines: tuple[EngineName, ...]
     batch_size: int | None
     num: int | None
@@ -94,5 +95,11 @@ def plan_known(request: Request) -> tuple[list[Planned], list[str]]:
 
 def variants_of(recipe: Recipe, request: Request) -> tuple[list[Variant], list[str]]:
     """All points of one system."""
-    batch_size = request.batch_size or recipe.sample.batch_size
-    return plan(recipe, steps=request.steps, dit_steps=request.dit_steps, sweep=request.sweep, batch_size=batch_size)
+    return plan(
+        recipe,
+        steps=request.steps,
+        dit_steps=request.dit_steps,
+        sweep=request.sweep,
+        presets=request.presets,
+        batch_size=request.batch_size or recipe.sample.batch_size,
+    )

@@ -37,6 +37,10 @@ def bench(
         list[str] | None,
         typer.Option(metavar="KEY=V,V", help="Vary a sampling key at the recipe's own steps, e.g. temperature=0.9,1."),
     ] = None,
+    fast_preset: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Measure these approximations, too: disa, swift or turbo; repeatable."),
+    ] = None,
     engine: Annotated[
         str, typer.Option(help="auto, plain or fast; several as plain,fast are measured side by side.")
     ] = "auto",
@@ -69,7 +73,7 @@ def bench(
 ) -> None:
     """Measure speed and quality against the number of steps: table, plot, JSON, regression gate."""
     from marcli.bench.baseline import parse_tolerance, read_baseline
-    from marcli.bench.plan import parse_counts, parse_sweeps
+    from marcli.bench.plan import parse_counts, parse_presets, parse_sweeps
     from marcli.bench.request import Request, parse_engines, plan_known
 
     names, overrides = split_overrides(arguments)
@@ -85,6 +89,7 @@ def bench(
         steps=None if steps is None else parse_counts(steps, "--steps"),
         dit_steps=None if dit_steps is None else parse_counts(dit_steps, "--dit-steps"),
         sweep=parse_sweeps(sweep or []),
+        presets=parse_presets(fast_preset or []),
         engines=parse_engines(engine),
         batch_size=batch_size,
         num=num,

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from marcli.bench.plan import parse_counts, parse_sweeps, plan
+from marcli.bench.plan import parse_counts, parse_presets, parse_sweeps, plan
+from marcli.bench.points import point_of
 from marcli.bench.request import parse_engines
 from marcli.errors import UsageError
 from marcli.recipe.reader import read_recipe
@@ -14,9 +15,9 @@ from marcli.recipe.reader import read_recipe
 MASKED, CAUSAL, DIT = "debug/head_diffusion", "debug/backbone_causal", "debug/backbone_dit"
 
 
-def planned(spec, *, steps=None, dit_steps=None, sweep=None, overrides=()):
+def planned(spec, *, steps=None, dit_steps=None, sweep=None, presets=(), overrides=()):
     recipe = read_recipe(spec, overrides)
-    return plan(recipe, steps=steps, dit_steps=dit_steps, sweep=sweep or {}, batch_size=5)
+    return plan(recipe, steps=steps, dit_steps=dit_steps, sweep=sweep or {}, presets=presets, batch_size=5)
 
 
 def test_default_steps_are_the_papers_where_they_fit():
@@ -60,6 +61,44 @@ def test_what_does_not_apply_is_not_swept():
     assert notes == ["debug_head_diffusion: kv_cache does not apply to it and is not swept"]
 
 
+def test_presets_stand_beside_the_exact_points():
+    variants, notes = planned(MASKED, steps=(4, 8), presets=("disa", "swift"))
+    assert [each.recipe.sample.approximate.preset for each in variants] == [
+        None,
+        None,
+        "disa",
+        "disa",
+        "swift",
+        "swift",
+    ]
+    assert [each.recipe.sample.steps for each in variants] == [4, 8] * 3
+    assert variants[2].recipe.sample.diffusion_steps == 50
+    assert notes == []
+    points = [
+        point_of(each.recipe, system="x", engine="fast", engine_class="lossless", swept=(), is_default=False)
+        for each in variants
+    ]
+    assert [point.engine_class for point in points] == ["lossless"] * 2 + ["approximate"] * 4
+    assert [point.engine for point in points] == ["fast"] * 2 + ["fast + disa"] * 2 + ["fast + swift"] * 2
+    assert len({point.key for point in points}) == 6
+
+
+def test_presets_leave_systems_alone_that_cannot_take_them():
+    variants, notes = planned(DIT, presets=("disa",))
+    assert len(variants) == 4
+    assert notes == ["debug_backbone_dit: preset disa does not apply to it"]
+    assert len(planned(CAUSAL, presets=("disa", "turbo"))[0]) == 2  # annealing needs a diffusion head alone
+
+
+def test_single_switches_are_swept():
+    sweep = parse_sweeps(["approximate.solver=ancestral,ddim", "approximate.final_diffusion_steps=null,2"])
+    variants, _ = planned(MASKED, sweep=sweep)
+    switches = [each.recipe.sample.approximate for each in variants]
+    assert [(each.solver, each.final_diffusion_steps) for each in switches] == [
+        ("ancestral", None), ("ancestral", 2), ("ddim", None), ("ddim", 2),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -68,6 +107,7 @@ def test_what_does_not_apply_is_not_swept():
         (lambda: parse_sweeps(["temperature"]), "has no values"),
         (lambda: parse_sweeps(["steps=1,2"]), "use --steps"),
         (lambda: parse_sweeps(["heat=1,2"]), "choose from cfg"),
+        (lambda: parse_presets(["warp"]), "--fast-preset 'warp' does not exist: choose disa"),
         (lambda: parse_engines("plain,quick"), "'quick' is not an engine"),
         (lambda: planned(MASKED, sweep={"cfg": (0.5,)}), r"sample\.cfg"),
         (lambda: planned(MASKED, sweep={"temperature": ("hot",)}), r"sample\.temperature"),
