@@ -27,4 +27,6 @@ class Data(Section):
     latents: str | None = Field(
         default=None, description="folder of the latent cache; null keeps it at cache/<recipe name>"
     )
-    workers: int = Field(default=2, ge=0, description="processes that decode images while training without a cache")
+    workers: int = Field(
+        default=2, ge=0, description="threads that make batches while the model computes; 0: the main one does"
+    )

@@ -93,8 +93,11 @@ class Feed:
         )
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """Yield the batches of steps `first`..`last` - 1, made ahead in `data.workers` threads (at least one)."""
-        threads = max(1, self.recipe.data.workers)
+        """Yield the batches of steps `first`..`last` - 1, made ahead in `data.workers` threads, or here if it is 0."""
+        threads = self.recipe.data.workers
+        if threads == 0:
+            yield from map(self.batch, range(first, last))
+            return
         steps = iter(range(first, last))
         pool = ThreadPoolExecutor(threads, thread_name_prefix="marcli-feed")
         try:

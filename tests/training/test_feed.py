@@ -1,4 +1,7 @@
+import threading
+
 import numpy as np
+import pytest
 import torch
 
 from marcli.training.feed import Feed
@@ -48,6 +51,18 @@ def test_batches_come_in_order_and_parts_are_the_whole(recipe, start, tmp_path):
     assert [len(part.labels) for part in parts] == [3, 3, 2]
     assert torch.equal(torch.cat([part.draws["t"] for part in parts]), batches[0].draws["t"])
     assert torch.equal(batches[2].draws["t"], feed.batch(7).draws["t"])
+
+
+@pytest.mark.parametrize(("workers", "elsewhere"), [(0, False), (1, True), (3, True)])
+def test_batches_are_the_same_from_any_number_of_threads(recipe, start, tmp_path, monkeypatch, workers, elsewhere):
+    job = start(recipe(data__workers=workers), tmp_path)
+    (feed,) = feeds(job, 1)
+    made_in, batch = set(), feed.batch
+    monkeypatch.setattr(feed, "batch", lambda step: (made_in.add(threading.current_thread()), batch(step))[1])
+    batches = list(feed.batches(2, 7))
+    assert [b.step for b in batches] == list(range(2, 7))
+    assert all(torch.equal(b.draws["noise"], batch(b.step).draws["noise"]) for b in batches)
+    assert (threading.main_thread() not in made_in) is elsewhere
 
 
 def test_an_error_while_fetching_reaches_the_loop(recipe, start, tmp_path):
