@@ -59,8 +59,7 @@ def check_folder(recipe: "Recipe", run: RunDir) -> None:
     from marcli.training.resume import check_same_recipe
 
     with run.lock():
-        if run.recipe_path.exists():
-            check_same_recipe(recipe, run.recipe_path)
+        check_same_recipe(recipe, run)
 
 
 def places(run: RunDir) -> dict[str, Path]:

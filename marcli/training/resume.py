@@ -1,11 +1,11 @@
 """What may change between the start of a run and its resumption."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from marcli.errors import UsageError
 from marcli.recipe.reader import read_recipe
 from marcli.recipe.schema import Recipe
+from marcli.runtime.rundir import RunDir
 
 HARMLESS = (
     "name",
@@ -27,9 +27,11 @@ HARMLESS = (
 LENGTHS = ("train.steps", "train.epochs")
 
 
-def check_same_recipe(recipe: Recipe, stored: Path) -> None:
-    """Raise UsageError, naming the keys, when `recipe` differs from the one at `stored` in what it trains."""
-    before = read_recipe(stored, [])
+def check_same_recipe(recipe: Recipe, run: RunDir) -> None:
+    """Raise UsageError, naming the keys, when `run` has trained another recipe; one that never took a step may change."""
+    if not run.recipe_path.exists() or not has_trained(run):
+        return
+    before = read_recipe(run.recipe_path, [])
     changes = [
         f"{key} was {old!r} and is now {new!r}"
         for key, old, new in differences(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
@@ -37,9 +39,14 @@ def check_same_recipe(recipe: Recipe, stored: Path) -> None:
     ]
     if changes:
         raise UsageError(
-            f"the run in {stored.parent} was started with another recipe: {'; '.join(changes)}. "
+            f"the run in {run.path} was started with another recipe: {'; '.join(changes)}. "
             "Give back the old value to resume it, or train the new recipe in another folder (--out)"
         )
+
+
+def has_trained(run: RunDir) -> bool:
+    """Whether there is anything in the run's folder that training made."""
+    return run.weights_path.exists() or any(run.checkpoints.glob("step-*"))
 
 
 def allowed(key: str, recipe: Recipe) -> bool:

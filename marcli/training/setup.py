@@ -1,5 +1,6 @@
 """From a recipe and a folder to everything the loop needs, whether the run is new or resumed."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from marcli.training.ema import Ema
 from marcli.training.feed import Batch, Feed
 from marcli.training.metrics_log import Window
 from marcli.training.optim import build_optimizer
-from marcli.training.resume import check_same_recipe
+from marcli.training.resume import check_same_recipe, has_trained
 from marcli.training.schedule import total_steps, warmup_steps
 
 SOURCES = {False: "images", True: "a latent cache"}
@@ -86,8 +87,9 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
     """
     check_shares(recipe, processes.world_size)
     if processes.is_main:
-        if run.recipe_path.exists():
-            check_same_recipe(recipe, run.recipe_path)
+        check_same_recipe(recipe, run)
+        if not has_trained(run):  # a tokenizer left by an attempt that failed early may be another recipe's
+            shutil.rmtree(run.tokenizer_path, ignore_errors=True)
         run.path.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, run.recipe_path)
     source = open_source(recipe, verify=processes.accelerator.is_local_main_process)

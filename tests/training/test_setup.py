@@ -7,7 +7,10 @@ import torch
 
 from marcli.data.images import open_images
 from marcli.errors import UsageError
+from marcli.recipe.reader import read_recipe, write_recipe
+from marcli.runtime.rundir import RunDir
 from marcli.tokenizer.caching import cache_latents
+from marcli.training.resume import check_same_recipe
 
 
 @pytest.fixture
@@ -53,3 +56,13 @@ def test_scale_is_measured_once_and_travels_with_the_run(recipe, start, tmp_path
 def test_the_job_says_what_it_trains_on(recipe, start, said, tmp_path):
     start(recipe(), tmp_path)
     assert said == ["Training on 1,797 images, encoded by pixels on the fly."]
+
+
+def test_an_attempt_that_took_no_step_does_not_bind_the_folder(tmp_path):
+    first, second = (read_recipe("recipes/digits.yaml", [f"train.lr={lr}"]) for lr in ("1e-3", "2e-3"))
+    run = RunDir(tmp_path)
+    write_recipe(first, run.recipe_path)
+    check_same_recipe(second, run)
+    (run.checkpoints / "step-00000001").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"train\.lr was 0.001 and is now 0.002"):
+        check_same_recipe(second, run)
