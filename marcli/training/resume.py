@@ -28,7 +28,7 @@ LENGTHS = ("train.steps", "train.epochs")
 
 
 def check_same_recipe(recipe: Recipe, run: RunDir) -> None:
-    """Raise UsageError, naming the keys, when `run` has trained another recipe; one that never took a step may change."""
+    """Raise UsageError, naming the keys, when `run` has trained another recipe; one without a step may change."""
     if not run.recipe_path.exists() or not has_trained(run):
         return
     before = read_recipe(run.recipe_path, [])

@@ -12,7 +12,7 @@ from marcli.data.latents import TOKENIZER
 from marcli.data.source import Source, open_source
 from marcli.errors import UsageError
 from marcli.model.build import build_model
-from marcli.recipe.reader import write_recipe
+from marcli.recipe.reader import read_recipe, write_recipe
 from marcli.recipe.schema import Recipe
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.atomic import atomic_folder
@@ -88,8 +88,8 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
     check_shares(recipe, processes.world_size)
     if processes.is_main:
         check_same_recipe(recipe, run)
-        if not has_trained(run):  # a tokenizer left by an attempt that failed early may be another recipe's
-            shutil.rmtree(run.tokenizer_path, ignore_errors=True)
+        if run.recipe_path.exists() and not has_trained(run) and read_recipe(run.recipe_path, []) != recipe:
+            shutil.rmtree(run.tokenizer_path, ignore_errors=True)  # left by an attempt that failed early
         run.path.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, run.recipe_path)
     source = open_source(recipe, verify=processes.accelerator.is_local_main_process)

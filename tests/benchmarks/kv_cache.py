@@ -7,6 +7,7 @@ interpolated; with the cache every step is timed. Both use the same random weigh
 """
 
 import argparse
+import itertools
 import statistics
 import time
 
@@ -67,7 +68,7 @@ def main() -> None:
 
     recompute(8)
     without = {k: statistics.median(recompute(k) for _ in range(options.repeats)) for k in steps}
-    spans = zip(steps, steps[1:], strict=False)
+    spans = itertools.pairwise(steps)
     seconds_without = without[steps[-1]] + sum((b - a) * (without[a] + without[b]) / 2 for a, b in spans)
 
     def cached():

@@ -1,5 +1,6 @@
 """Confidence order against a plain implementation over a full mask, as MaskGIT describes it."""
 
+import itertools
 import math
 
 import torch
@@ -62,6 +63,6 @@ def test_every_step_reveals_its_count_and_never_hides_a_code_again():
         labels=torch.tensor([0, 1]), tape=tape, on_step=lambda step, known, order: seen.append((known, order))
     )
     assert [known.shape[1] for known, _ in seen] == [step.known + step.count for step in engine.schedule]
-    for (known, order), (later, later_order) in zip(seen, seen[1:], strict=False):
+    for (known, order), (later, later_order) in itertools.pairwise(seen):
         assert torch.equal(later[:, : known.shape[1]], known)
         assert torch.equal(later_order[:, : known.shape[1]], order[:, : known.shape[1]])
