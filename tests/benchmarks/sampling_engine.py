@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from marcli.model.build import build_model
+from marcli.recipe.approximate import PRESETS, overrides_of
 from marcli.recipe.reader import read_recipe, shipped_recipe
 from marcli.recipe.schema import Recipe
 from marcli.sampling.engine.build import build_engine
@@ -137,9 +138,12 @@ def candidates(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[Cal
     recipe = read_recipe(shipped_recipe(options.recipe), settings(options))
     model = random_model(recipe)
     measured = SampledSteps if options.every > 1 else WholeGeneration
-    for name, precision in (("plain", "fp32"), ("fast", "fp32"), ("plain", "bf16"), ("fast", "bf16")):
-        if f"{name}-{precision}" in options.candidates:
-            yield f"{name}-{precision}", measured(engine_for(options, model, name, precision, []), options)
+    for candidate in options.candidates:
+        name, _, precision = candidate.rpartition("-")
+        if name in PRESETS:
+            yield candidate, WholeGeneration(engine_for(options, model, "fast", precision, overrides_of(name)), options)
+        else:
+            yield candidate, measured(engine_for(options, model, name, precision, []), options)
     folder = os.environ.get("MARCLI_PUBLISHED_MAR")
     if folder:
         shorter = [f"sample.steps={options.published_steps}"]
@@ -159,7 +163,12 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=16, help="measure every so manieth AR step; 1: whole generations")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds, after one that is dropped")
     parser.add_argument("--published-steps", type=int, default=8)
-    parser.add_argument("--candidates", nargs="+", default=["plain-fp32", "fast-fp32", "fast-bf16"])
+    parser.add_argument(
+        "--candidates",
+        nargs="+",
+        default=["plain-fp32", "fast-fp32", "fast-bf16", "turbo-bf16"],
+        metavar="plain|fast|PRESET-fp32|bf16",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
