@@ -4,7 +4,8 @@ Special: matplotlib is imported here only, without a display. Classes of engines
 own setting is a star, and every point carries its step count.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,15 @@ COLOURS = {"MAR": "#c0392b", "AR": "#2471a3", "DiT": "#566573"}
 SHADES = {"Diff Loss": 1.0, "CrossEnt": 0.6, "L2": 0.35}
 MARKERS = {"MAR": "o", "AR": "s", "DiT": "^"}
 LINES = {"plain": "-", "lossless": "--", "approximate": ":"}
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+}
 LABEL_OFFSETS = {"MAR": (0, -12), "AR": (0, 8), "DiT": (0, 8)}
 
 Series = tuple[str, list[Measurement]]
@@ -27,23 +37,7 @@ def draw_tradeoff(measurements: Sequence[Measurement], path: Path, *, distance: 
 
     `distance` names the y axis (FID, or another Frechet distance), `conditions` is the small print.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    style = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#e5e5e5",
-        "grid.linewidth": 0.6,
-        "legend.frameon": False,
-    }
-    with pyplot.rc_context(style):
-        figure, axes = pyplot.subplots(figsize=(5.6, 3.9), layout="constrained")
-        axes.margins(x=0.07, y=0.1)
+    with picture(path, conditions) as axes:
         has_fid = any(m.fid is not None for m in measurements)
         for name, series in series_of(measurements):
             draw_series(axes, name, [m for m in series if m.fid is not None] if has_fid else series, has_fid=has_fid)
@@ -54,10 +48,46 @@ def draw_tradeoff(measurements: Sequence[Measurement], path: Path, *, distance: 
         else:
             axes.set(xlabel="steps", ylabel="seconds per image")
             axes.set_yscale("log")
+
+
+def draw_sweep(measurements: Sequence[Measurement], path: Path, *, distance: str, conditions: str) -> None:
+    """Write FID, or time where there is none, against the first setting that was swept (figures 4 and 5)."""
+    key = next(m.point.swept[0][0] for m in measurements if m.point.swept)
+    groups: dict[str, list[tuple[float, Measurement]]] = {}
+    for m in measurements:
+        swept = dict(m.point.swept)
+        if key not in swept:
+            continue
+        others = "".join(f", {name} {value}" for name, value in swept.items() if name != key)
+        several = len({each.point.steps for each in measurements}) > 1 and key != "diffusion_steps"
+        name = f"{m.point.family} ({m.point.system})" + (f", {m.point.label}" if several else "") + others
+        groups.setdefault(name, []).append((swept[key], m))
+    with picture(path, conditions) as axes:
+        has_fid = any(m.fid is not None for m in measurements)
+        for index, (name, pairs) in enumerate(groups.items()):
+            values = [m.fid if has_fid else m.seconds_per_image for _, m in pairs]
+            errors = [m.fid_spread or 0.0 for _, m in pairs] if has_fid else None
+            places = [str(value) if isinstance(value, str | bool | None) else value for value, _ in pairs]
+            axes.errorbar(places, values, errors, fmt="-o", markersize=4.5, capsize=2, color=f"C{index}", label=name)
+        axes.set(xlabel=key, ylabel=distance if has_fid else "seconds per image")
+
+
+@contextmanager
+def picture(path: Path, conditions: str) -> "Iterator[Axes]":
+    """Empty axes in the style of all pictures; on leaving they get ticks, legend and small print, and are written."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(5.6, 3.9), layout="constrained")
+        axes.margins(x=0.07, y=0.1)
+        yield axes
         readable_ticks(axes)
         axes.legend(loc="best", handlelength=2.2)
-        figure.text(0.995, 0.002, conditions, ha="right", va="bottom", fontsize=5.5, color="#808080")
         axes.set_axisbelow(True)
+        figure.text(0.995, 0.002, conditions, ha="right", va="bottom", fontsize=5.5, color="#808080")
         figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
         figure.savefig(path, dpi=200)
         pyplot.close(figure)

@@ -166,7 +166,7 @@ def run(
 ) -> None:
     """Measure, write, print, and compare with the baseline; raises MarcliError for a regression."""
     from marcli.bench.baseline import check_comparable, find_regressions
-    from marcli.bench.plot import draw_tradeoff
+    from marcli.bench.plot import draw_sweep, draw_tradeoff
     from marcli.bench.report import conditions, print_tables, write_report
     from marcli.bench.roofline import circumstances
     from marcli.bench.tradeoff import run_bench, small_print
@@ -183,10 +183,14 @@ def run(
         report["notes"] += lines
     folder.mkdir(parents=True, exist_ok=True)
     distance = next((m.fid_name for m in measurements if m.fid_name), "FID")
+    names = ["bench.json", "report.md", "tradeoff.png"]
     draw_tradeoff(measurements, folder / "tradeoff.png", distance=distance, conditions=small_print(report))
+    if any(m.point.swept for m in measurements):
+        names.append("sweep.png")
+        draw_sweep(measurements, folder / "sweep.png", distance=distance, conditions=small_print(report))
     write_report(report, measurements, folder)
     print_tables(measurements)
-    written = [folder / name for name in ("bench.json", "report.md", "tradeoff.png")]
+    written = [folder / name for name in names]
     lines = [*conditions(report), f"Written: {', '.join(map(str, written))}"]
     print_result(lines, {**report, "out": folder}, as_json=as_json)
     if regressions:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from marcli.bench.baseline import FORMAT, check_comparable, find_regressions, parse_tolerance, read_baseline
-from marcli.bench.plot import draw_tradeoff, series_of
+from marcli.bench.plot import draw_sweep, draw_tradeoff, series_of
 from marcli.bench.points import Measurement, Point
 from marcli.bench.report import by_class, columns, markdown_tables
 from marcli.errors import MarcliError, UsageError
@@ -142,6 +142,15 @@ def test_picture_has_one_curve_per_system(tmp_path, fid):
     with Image.open(tmp_path / "tradeoff.png") as picture:
         assert picture.width > 1000
         assert len(picture.convert("RGB").getcolors(10**6)) > 100
+
+
+@pytest.mark.parametrize(("key", "values"), [("temperature", (0.9, 1.0)), ("approximate.solver", ("ancestral", None))])
+def test_sweep_has_one_curve_per_other_value(tmp_path, key, values):
+    swept = [((key, value), ("cfg", cfg)) for value in values for cfg in (1.0, 3.0)]
+    points = [measurement(1.0, fid=10.0 + index, swept=pair) for index, pair in enumerate(swept)]
+    draw_sweep(points, tmp_path / "sweep.png", distance="FID", conditions="made up")
+    with Image.open(tmp_path / "sweep.png") as picture:
+        assert picture.width > 1000
 
 
 def test_record_is_json():
