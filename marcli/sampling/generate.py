@@ -4,16 +4,20 @@ Pictures are generated in micro-batches that are fixed by their index; a process
 picture's order and noise come from its own generator, so a neighbour never changes it.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from marcli.sampling.engine.base import Engine
 from marcli.sampling.reveal import OnStep
+from marcli.sampling.tape import Tape
 from marcli.tokenizer.base import Tokenizer
+
+log = logging.getLogger("marcli")
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,25 @@ def generate(
     for indices in batches:
         labels = [class_of(index, classes) for index in indices]
         tape = engine.draw_tape(seed=seed, indices=indices).to(engine.device)
-        latents = engine.latents(labels=torch.tensor(labels, device=engine.device), tape=tape, on_step=on_step)
-        with torch.inference_mode():
-            images = tokenizer.decode(latents)
-        yield Pictures(list(indices), labels, images.cpu())
+        images = images_of(engine, tokenizer, torch.tensor(labels, device=engine.device), tape, on_step)
+        yield Pictures(list(indices), labels, images)
+
+
+@torch.inference_mode()
+def images_of(
+    engine: Engine, tokenizer: Tokenizer, labels: Int[Tensor, " batch"], tape: Tape, on_step: OnStep | None
+) -> UInt8[Tensor, "batch channels height width"]:
+    """Decoded pictures on the CPU; a batch that does not fit the device's memory is made in halves."""
+    try:
+        return tokenizer.decode(engine.latents(labels=labels, tape=tape, on_step=on_step)).cpu()
+    except torch.OutOfMemoryError:
+        if len(labels) == 1:
+            raise
+    log.warning(f"a batch of {len(labels)} does not fit the memory of {engine.device}: it is made in halves")
+    halves = (slice(0, len(labels) // 2), slice(len(labels) // 2, None))
+    return torch.cat(
+        [
+            images_of(engine, tokenizer, labels[half], Tape(tape.order[half], tape.noise[half]), on_step)
+            for half in halves
+        ]
+    )

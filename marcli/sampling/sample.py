@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from marcli import __version__
 from marcli.errors import StoppedError, UsageError
 from marcli.recipe.approximate import switched_on
@@ -39,7 +41,7 @@ def sample(
     batches = micro_batches(
         start=0, stop=num, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size
     )
-    system.tokenizer.to(engine.device)
+    system.tokenizer.to(engine.device, memory_format=torch.channels_last)
     animation = Animation(system, out / "animation.gif") if animate and processes.is_main else None
     shown = Progress(title="sample", total=sum(map(len, batches)), unit="pictures", shown=processes.is_main)
     with StopRequest() as stop, Album(out) as album, shown as progress:

@@ -89,3 +89,32 @@ def test_bf16_stays_close_to_fp32():
     error = (results[0] - results[1]).abs().mean() / results[0].abs().mean()
     assert 0 < error < 0.1
     assert next(system.model.parameters()).dtype == torch.float32
+
+
+class Cramped:
+    """An engine whose device holds at most `room` pictures."""
+
+    def __init__(self, engine, room):
+        self.engine, self.room, self.device, self.sizes = engine, room, engine.device, []
+
+    def draw_tape(self, **kwargs):
+        return self.engine.draw_tape(**kwargs)
+
+    def latents(self, *, labels, tape, on_step):
+        self.sizes.append(len(labels))
+        if len(labels) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.engine.latents(labels=labels, tape=tape, on_step=on_step)
+
+
+def test_a_batch_that_does_not_fit_is_made_in_halves():
+    system = tiny.system(tiny.recipe("masked", "random", "diffusion"))
+    engine = build_engine(system, name="plain", device=CPU, precision="fp32")
+    wanted = dict(classes=[0, 1, 2], seed=3, batches=[range(5)])
+    (whole,) = generate(engine, system.tokenizer, **wanted)
+    cramped = Cramped(engine, room=2)
+    (parts,) = generate(cramped, system.tokenizer, **wanted)
+    assert cramped.sizes == [5, 2, 3, 1, 2] and parts.labels == whole.labels
+    assert (parts.images.int() - whole.images.int()).abs().max() <= 1
+    with pytest.raises(torch.OutOfMemoryError):
+        list(generate(Cramped(engine, room=0), system.tokenizer, **wanted))

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from marcli.sampling.engine.denoise import Body
@@ -28,14 +29,14 @@ class CompiledOrPlain:
     told = False
 
     def __init__(self, module: nn.Module) -> None:
-        import torch
-
         self.plain = module.forward
         self.run = torch.compile(module.forward, dynamic=True)
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         try:
             return self.run(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise  # a smaller batch may fit
         except Exception as error:  # a missing compiler, driver or kernel: its kinds are not documented
             if self.run is self.plain:
                 raise
