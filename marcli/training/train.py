@@ -47,7 +47,8 @@ def train(recipe: Recipe, run: RunDir, processes: Processes, *, announce: Callab
             finish(job)
         except BaseException as error:
             if processes.is_main and run.path.is_dir():
-                run.write_status("stopped" if isinstance(error, StoppedError) else "failed", message=str(error))
+                with contextlib.suppress(OSError):  # a full disk must not hide the error it caused
+                    run.write_status("stopped" if isinstance(error, StoppedError) else "failed", message=str(error))
             raise
     return TrainResult(steps=job.total, new_steps=job.total - job.first_step)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from marcli.errors import MarcliError
-from marcli.recipe.reader import read_recipe, write_recipe
+from marcli.recipe.reader import read_recipe, recipe_text, write_recipe
 from marcli.runtime.rundir import RunDir
 from marcli.training.preview import current_system, write_previews
 from marcli.training.train import train
@@ -39,7 +39,7 @@ def test_a_run_leaves_weights_tokenizer_recipe_metrics_and_grids(recipe, process
         assert {name.partition(".")[0] for name in names} == {"raw", "ema"}
         key = "head.denoiser.token_embed.weight"
         assert not torch.equal(weights.get_tensor(f"raw.{key}"), weights.get_tensor(f"ema.{key}"))
-        assert weights.metadata()["step"] == "12"
+        assert json.loads(weights.metadata()["marcli"]) == {"recipe_text": recipe_text(made), "step": 12}
     again = train(made, run, processes, announce=said.append)
     assert again.new_steps == 0 and "already trained to step 12" in said[-1]
 
