@@ -95,7 +95,8 @@ class Cramped:
     """An engine whose device holds at most `room` pictures."""
 
     def __init__(self, engine, room):
-        self.engine, self.room, self.device, self.sizes = engine, room, engine.device, []
+        self.engine, self.room, self.sizes = engine, room, []
+        self.name, self.device = engine.name, engine.device
 
     def draw_tape(self, **kwargs):
         return self.engine.draw_tape(**kwargs)
