@@ -52,7 +52,7 @@ def test_an_authors_checkpoint_samples_pictures(tmp_path: Path, kl16: Path) -> N
     system = load_system(str(path), weights="ema", overrides=FEW_STEPS)
     assert (system.recipe.name, system.recipe.data.image_size, system.recipe.data.num_classes) == ("mar_b", 64, 10)
     assert system.recipe.model.backbone.heads == 12 and system.tokenizer.scale == 0.2325
-    assert system.weights == "ema" and "not verified as the published weights" in system.note
+    assert system.weights == "ema" and "are not the published weights" in system.note
     assert torch.equal(system.model.null_class, averaged["fake_latent"])
     engine = build_engine(system, name="plain", device=torch.device("cpu"), precision="fp32")
     (pictures,) = generate(engine, system.tokenizer, classes=[3, 7], seed=0, batches=[range(2)])
