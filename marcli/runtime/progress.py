@@ -81,7 +81,7 @@ class Progress:
 
     def _rate_text(self) -> str:
         rate = self._rate()
-        return f"{rate:,.1f} {self.unit}/s" if rate >= 1 or not rate else f"{1 / rate:,.1f} s per {self.unit}"
+        return f"{rate:,.1f} {self.unit}/s" if rate >= 1 or not rate else f"{1 / rate:,.1f} s per {self.unit.removesuffix('s')}"
 
 
 def _duration(seconds: float) -> str:

@@ -14,6 +14,8 @@ from marcli.training.metrics_log import start_trackers
 from marcli.training.preview import write_final_grids
 from marcli.training.setup import Job, prepare
 
+UNTRAINED_SHARE = 0.05
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -40,6 +42,7 @@ def train(recipe: Recipe, run: RunDir, processes: Processes, *, announce: Callab
             if job.first_step == job.total and finished(run, already, job):
                 announce(f"{run.path} is already trained to step {job.total}; raise train.steps to go on.")
                 return TrainResult(steps=job.total, new_steps=0)
+            warn_of_slow_average(recipe.train.ema_decay, job.total, announce)
             if processes.is_main:
                 run.write_status("running", step=job.first_step, steps=job.total)
             start_trackers(processes.accelerator, recipe.train.trackers, run.path / "trackers", run_name=recipe.name)
@@ -51,6 +54,16 @@ def train(recipe: Recipe, run: RunDir, processes: Processes, *, announce: Callab
                     run.write_status("stopped" if isinstance(error, StoppedError) else "failed", message=str(error))
             raise
     return TrainResult(steps=job.total, new_steps=job.total - job.first_step)
+
+
+def warn_of_slow_average(decay: float, steps: int, announce: Callable[[str], None]) -> None:
+    """Say so beforehand when the averaged weights will still hold a good part of the untrained ones."""
+    share = decay**steps
+    if share > UNTRAINED_SHARE:
+        announce(
+            f"After {steps} steps with train.ema_decay {decay} the averaged weights still hold {share:.0%} of the "
+            f"untrained ones: sample with --weights raw, or set train.ema_decay to {1 - 10 / steps:.4g} or less."
+        )
 
 
 def finished(run: RunDir, status: dict | None, job: Job) -> bool:

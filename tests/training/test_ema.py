@@ -2,6 +2,7 @@ import torch
 from torch import nn
 
 from marcli.training.ema import Ema
+from marcli.training.train import warn_of_slow_average
 
 
 def test_average_is_the_closed_form():
@@ -32,3 +33,12 @@ def test_average_moves_in_float32_when_the_weights_are_bfloat16():
         ema.update()
     assert ema.state()["weight"].dtype == torch.float32
     torch.testing.assert_close(ema.state()["weight"].item(), 2 - 0.9999**1000, rtol=0, atol=1e-4)
+
+
+def test_an_average_too_slow_for_the_run_is_said_beforehand():
+    said = []
+    warn_of_slow_average(0.9999, 391, said.append)
+    assert "still hold 96% of the untrained ones" in said[0] and "train.ema_decay to 0.9744" in said[0]
+    warn_of_slow_average(0.9999, 100_000, said.append)
+    warn_of_slow_average(0.995, 4000, said.append)
+    assert len(said) == 1
