@@ -81,7 +81,8 @@ class Progress:
 
     def _rate_text(self) -> str:
         rate = self._rate()
-        return f"{rate:,.1f} {self.unit}/s" if rate >= 1 or not rate else f"{1 / rate:,.1f} s per {self.unit.removesuffix('s')}"
+        one = self.unit.removesuffix("s")
+        return f"{rate:,.1f} {self.unit}/s" if rate >= 1 or not rate else f"{1 / rate:,.1f} s per {one}"
 
 
 def _duration(seconds: float) -> str:
