@@ -98,6 +98,9 @@ class Cramped:
         self.engine, self.room, self.sizes = engine, room, []
         self.name, self.device = engine.name, engine.device
 
+    def under(self, recipe):
+        return Cramped(self.engine.under(recipe), self.room)
+
     def draw_tape(self, **kwargs):
         return self.engine.draw_tape(**kwargs)
 
