@@ -4,12 +4,9 @@ Special: the pictures that are timed are the pictures that are judged. Every poi
 when time runs out all points stop after the same round.
 """
 
-import ctypes
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,6 +16,7 @@ from marcli.bench.clock import Memory, PartClock, peak_memory, timed
 from marcli.bench.points import Measurement, Point
 from marcli.bench.quality import Tally
 from marcli.recipe.schema import Recipe
+from marcli.runtime.memory import release_freed_memory
 from marcli.sampling.engine.base import Engine
 from marcli.sampling.generate import generate
 from marcli.tokenizer.base import Tokenizer
@@ -121,9 +119,7 @@ def release_memory() -> None:
     """Give memory that is free but kept back to the system, so that a point does not inherit another's peak."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+    release_freed_memory()
 
 
 def measure_shares(contender: Contender, seed: int) -> None:

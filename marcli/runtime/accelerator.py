@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 
 from marcli.errors import MarcliError, UsageError
 from marcli.runtime.launch import join_slurm_step
+from marcli.runtime.memory import keep_freed_memory
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -93,6 +94,8 @@ def start_processes(*, precision: Precision, gpus: str, gradient_accumulation: i
             f"process {local_rank} of this machine has no GPU, since there are {visible_gpus()}: "
             "start one process per GPU, or give --gpus 0 for the CPU"
         )
+    if on_cpu:
+        keep_freed_memory()
     if world_size == 1:  # Accelerate remembers the settings of an earlier call in this process
         AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(

@@ -1,21 +1,23 @@
-"""What approximations cost on trained digits: python tests/benchmarks/approximations.py RUN [--help]
+"""What approximations cost on a trained run: python tests/benchmarks/approximations.py RUN [--help]
 
-Every candidate generates the same seeds with the same run; one line each gives class agreement and Frechet distance
-(see digits_score.py), mean over seeds and spread, and their change from the exact sampler.
+Every candidate generates the same seeds with the same run; one line each gives class agreement and Frechet distance,
+mean over seeds and spread, and their change from the exact sampler. Digits are judged as in digits_score.py; with
+`--cifar PARQUET` (columns img and label) pictures are judged by a network trained on that file, as in cifar_score.py.
 """
 
 import argparse
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from marcli.recipe.approximate import PRESETS, overrides_of
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.generate import generate
 from marcli.sampling.load import load_system
+from tests.benchmarks.cifar_score import Judge
 from tests.benchmarks.digits_score import score
 
 SWITCHES = {
@@ -32,15 +34,23 @@ SWITCHES = {
 }
 
 
-def sample(run: str, overrides: list[str], options: argparse.Namespace, seed: int) -> dict[str, float]:
+Score = Callable[[torch.Tensor, torch.Tensor], dict[str, float]]
+
+
+def digits_judge(images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Score of uint8 digits, asked for by class."""
+    return score(images[:, 0].flatten(1).double().numpy() / 255 * 16, labels.numpy())
+
+
+def sample(run: str, overrides: list[str], options: argparse.Namespace, seed: int, judge: Score) -> dict[str, float]:
     """Score of one seed's pictures."""
     system = load_system(run, weights="ema", overrides=overrides)
     engine = build_engine(system, name=options.engine, device=torch.device("cpu"), precision=options.precision)
     classes = list(range(10))
     batches = [range(start, start + options.batch_size) for start in range(0, options.num, options.batch_size)]
     pictures = list(generate(engine, system.tokenizer, classes=classes, seed=seed, batches=batches))
-    images = torch.cat([each.images for each in pictures])[:, 0].flatten(1).double().numpy() / 255 * 16
-    return score(images, np.concatenate([each.labels for each in pictures]))
+    labels = torch.cat([torch.as_tensor(each.labels) for each in pictures])
+    return judge(torch.cat([each.images for each in pictures]), labels)
 
 
 def main() -> None:
@@ -54,14 +64,21 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--only", nargs="+", help="names of candidates")
     parser.add_argument("--also", nargs="+", action="append", default=[], help="another candidate: recipe overrides")
+    parser.add_argument("--cifar", type=Path, help="parquet file of CIFAR-10's training pictures")
+    parser.add_argument("--judge-epochs", type=int, default=6)
     options = parser.parse_args()
+    judge = digits_judge
+    if options.cifar:
+        network = Judge(options.cifar, epochs=options.judge_epochs)
+        print(f"judge: {network.accuracy:.1%} of 5,000 pictures it was not trained on", flush=True)
+        judge = network.score
     candidates = {"exact": []} | SWITCHES | {f"preset {name}": overrides_of(name) for name in PRESETS}
     candidates |= {" ".join(overrides): overrides for overrides in options.also}
     records = {}
     for name, overrides in candidates.items():
         if options.only and name != "exact" and name not in options.only and overrides not in options.also:
             continue
-        scores = [sample(options.run, overrides, options, seed) for seed in options.seeds]
+        scores = [sample(options.run, overrides, options, seed, judge) for seed in options.seeds]
         records[name] = {key: statistics.mean(each[key] for each in scores) for key in ("frechet", "agreement")}
         frechets = [each["frechet"] for each in scores]
         exact = records["exact"]
@@ -71,7 +88,7 @@ def main() -> None:
             f"({100 * (records[name]['agreement'] - exact['agreement']):+.2f} points)",
             flush=True,
         )
-    settings = {**vars(options), "run": str(Path(options.run))}
+    settings = {**vars(options), "run": str(Path(options.run)), "cifar": str(options.cifar)}
     print(json.dumps({"settings": settings, "results": records}))
 
 

@@ -30,6 +30,7 @@ from marcli.recipe.schema import Recipe
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.system import System
 
+PUBLISHED_NAMES = {"mar_b": "mar_base", "mar_l": "mar_large", "mar_h": "mar_huge"}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -110,7 +111,7 @@ class Published:
         from models import mar
 
         self.options = options
-        self.model = getattr(mar, options.recipe)(
+        self.model = getattr(mar, PUBLISHED_NAMES[options.recipe])(
             img_size=256, class_num=1000, diffloss_w=1024, diffloss_d=6, num_sampling_steps=str(options.diffusion_steps)
         ).eval()
         for parameter in self.model.parameters():

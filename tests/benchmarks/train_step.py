@@ -10,6 +10,7 @@ Steps alternate between the contestants; medians of wall time and of processor t
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import statistics
 import sys
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from marcli.model.build import build_model
 from marcli.recipe.reader import read_recipe
-from marcli.runtime.accelerator import start_processes
+from marcli.runtime.accelerator import count_gpus, start_processes
 from marcli.training.agreement import Agreement
 from marcli.training.blocks import compile_blocks
 from marcli.training.checkpoint import Trained
@@ -146,13 +147,42 @@ def published_step(folder, recipe, precision, device):
     return step
 
 
-def timed(step, device):
-    """Return (wall seconds, processor seconds) of one step."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - wall, time.process_time() - cpu
+def contestant(connection, name, folder, recipe, precision, gpus):
+    """A process of its own: what one contestant asks of the memory allocator must not help the other.
+
+    Answers every message with (wall seconds, processor seconds) of one step.
+    """
+    if name == "published":
+        device = torch.device("cuda" if count_gpus(gpus) else "cpu")
+        step = published_step(folder, recipe, precision, device)
+    else:
+        device = start_processes(precision=precision, gpus=gpus).device
+        step = our_step(recipe, precision, gpus)
+    while connection.recv():
+        wall, cpu = time.perf_counter(), time.process_time()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        connection.send((time.perf_counter() - wall, time.process_time() - cpu))
+
+
+@contextlib.contextmanager
+def started(name, *facts):
+    """Start a contestant; gives a function that lets it take one step and returns the step's times."""
+    here, there = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=contestant, args=(there, name, *facts))
+    process.start()
+    there.close()
+
+    def timed_step():
+        here.send(True)
+        return here.recv()
+
+    try:
+        yield timed_step
+    finally:
+        here.send(False)
+        process.join()
 
 
 def main() -> None:
@@ -169,17 +199,17 @@ def main() -> None:
         options.recipe, [f"train.batch_size={options.batch_size}", "train.micro_batch_size=null", *options.overrides]
     )
     folder, results = os.environ.get("MARCLI_MAR"), {}
+    names = ["ours", "published"] if folder else ["ours"]
     for precision in options.precisions.split(","):
-        contestants = {"ours": our_step(recipe, precision, options.gpus)}
-        device = start_processes(precision=precision, gpus=options.gpus).device
-        if folder:
-            contestants["published"] = published_step(folder, recipe, precision, device)
-        times = {name: [] for name in contestants}
-        for repeat in range(options.repeats + 1):
-            for name, step in contestants.items():
-                spent = timed(step, device)
-                if repeat:  # the first one warms up
-                    times[name].append(spent)
+        with contextlib.ExitStack() as stack:
+            facts = (folder, recipe, precision, options.gpus)
+            contestants = {name: stack.enter_context(started(name, *facts)) for name in names}
+            times = {name: [] for name in names}
+            for repeat in range(options.repeats + 2):
+                for name, step in contestants.items():
+                    spent = step()
+                    if repeat > 1:  # the first two warm up
+                        times[name].append(spent)
         for name, spent in times.items():
             wall, cpu = (statistics.median(column) for column in zip(*spent, strict=True))
             results[f"{name} {precision}"] = {"seconds": wall, "processor_seconds": cpu}
