@@ -19,7 +19,7 @@ CLASS_TITLES = {
     "lossless": "Lossless engine: the same pictures up to rounding",
     "approximate": "Approximations: other pictures",
 }
-TABLE_WIDTH = 128
+UNLIMITED = 10_000
 PART_NAMES = {"encoder": "enc", "decoder": "dec", "head": "head", "tokenizer": "tok"}
 
 
@@ -78,8 +78,7 @@ def by_class(measurements: Sequence[Measurement]) -> list[tuple[str, list[Measur
 
 def print_tables(measurements: Sequence[Measurement]) -> None:
     """One rich table per class of engine; a narrow terminal wraps lines rather than losing numbers."""
-    console = Console(highlight=False)
-    console = Console(highlight=False, width=max(console.width, TABLE_WIDTH))
+    narrow, wide = Console(highlight=False), Console(width=UNLIMITED)
     for title, group in by_class(measurements):
         table = Table(title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
         layout = columns(group)
@@ -87,7 +86,8 @@ def print_tables(measurements: Sequence[Measurement]) -> None:
             table.add_column(heading, justify="left" if heading in ("run", "system") else "right", no_wrap=True)
         for measurement in group:
             table.add_row(*(cell(measurement) for _, cell in layout))
-        console.print(table)
+        needed = wide.measure(table).maximum
+        Console(highlight=False, width=max(narrow.width, needed)).print(table)
 
 
 def markdown_tables(measurements: Sequence[Measurement]) -> str:

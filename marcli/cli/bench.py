@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # What is measured when there is no run: the paper's figure on a GPU, its small copy elsewhere.
 ON_GPU = ("ablations/figure6_mar_diffusion", "ablations/figure6_ar_ce", "ablations/figure6_dit")
-ON_CPU = ("digits", "table1/digits_ar_diffusion", "digits_dit")
+ON_CPU = ("digits", "digits_ar", "digits_dit")
 
 Runs = Annotated[
     list[str] | None,

@@ -118,9 +118,11 @@ def _print_failure(sentence: str, code: int, *, as_json: bool) -> None:
     from rich.console import Console
 
     sys.stdout.flush()
-    style, word = ("yellow", "stopped") if code == STOPPED else ("red", "error")
     console = Console(stderr=True, highlight=False)
-    console.print(f"[bold {style}]{word}:[/]", end=" ")
-    console.print(sentence, markup=False, soft_wrap=True)
+    if code == STOPPED:  # nothing is wrong, and the sentence says itself that it stopped
+        console.print(sentence[:1].upper() + sentence[1:], style="yellow", markup=False, soft_wrap=True)
+    else:
+        console.print("[bold red]error:[/]", end=" ")
+        console.print(sentence, markup=False, soft_wrap=True)
     if as_json:
         print(json.dumps({"error": sentence, "exit_code": code}), flush=True)

@@ -81,7 +81,7 @@ class Progress:
 
     def _rate_text(self) -> str:
         rate = self._rate()
-        one = self.unit.removesuffix("s")
+        one = self.unit.removesuffix("es" if self.unit.endswith("ches") else "s")
         return f"{rate:,.1f} {self.unit}/s" if rate >= 1 or not rate else f"{1 / rate:,.1f} s per {one}"
 
 

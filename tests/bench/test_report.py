@@ -9,7 +9,7 @@ from PIL import Image
 from marcli.bench.baseline import FORMAT, check_comparable, find_regressions, parse_tolerance, read_baseline
 from marcli.bench.plot import draw_sweep, draw_tradeoff, series_of
 from marcli.bench.points import Measurement, Point
-from marcli.bench.report import by_class, columns, markdown_tables
+from marcli.bench.report import by_class, columns, markdown_tables, print_tables
 from marcli.errors import MarcliError, UsageError
 
 
@@ -157,3 +157,14 @@ def test_record_is_json():
     record = json.loads(json.dumps(measurement(0.5, swept=(("kv_cache", True),)).record(), allow_nan=False))
     assert record["images_per_second"] == 2
     assert record["swept"] == {"kv_cache": True}
+
+
+def test_narrow_terminal_loses_no_number(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    long = measurement(0.00499, family="AR Diff Loss", fid=95.944, swept=(("temperature", 0.95), ("cfg", 1.25)))
+    print_tables([dataclasses.replace(long, fid_spread=1.234)])
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if "AR Diff Loss, KV cache" in line)
+    for cell in ("0.00499", "0.95", "1.25", "95.94 ± 1.2", "20/50/30/-"):
+        assert cell in row
+    assert "…" not in "".join(lines)

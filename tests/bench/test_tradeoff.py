@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from marcli.bench.budget import affordable, fitting_batch_size
 from marcli.bench.measure import Contender, Extent, measure_shares, run_rounds
@@ -12,8 +13,14 @@ from marcli.bench.points import point_of
 from marcli.bench.roofline import Machine
 from marcli.bench.stand_in import random_tokenizer, stand_in_system
 from marcli.cli.app import run
-from marcli.recipe.reader import read_recipe
+from marcli.metrics.features import pixel_extractor
+from marcli.metrics.frechet import frechet_distance
+from marcli.metrics.pictures import open_pictures
+from marcli.metrics.statistics import gaussian_from_features
+from marcli.recipe.reader import read_recipe, write_recipe
 from marcli.sampling.engine.build import build_engine
+from marcli.sampling.generate import generate
+from marcli.tokenizer.build import save_tokenizer
 
 SPECS = {
     "masked": "debug/head_diffusion",
@@ -109,3 +116,43 @@ def test_command_writes_everything_and_gates(tmp_path, capsys):
     complaint = capsys.readouterr().err
     assert complaint.count("seconds_per_image") == 4
     assert "debug_head_diffusion (MAR Diff Loss), fast engine, 2 AR steps" in complaint
+
+
+def test_a_trained_run_is_judged_against_its_own_data_and_found_without_a_name(tmp_path, monkeypatch, capsys):
+    recipe = read_recipe(SPECS["masked"], ["sample.diffusion_steps=3"])
+    folder = tmp_path / "runs" / "tiny"
+    folder.mkdir(parents=True)
+    system = stand_in_system(recipe, seed=0)
+    write_recipe(recipe, folder / "recipe.yaml")
+    save_file(
+        {f"ema.{name}": value for name, value in system.model.state_dict().items()}, folder / "weights.safetensors"
+    )
+    save_tokenizer(system.tokenizer, folder / "tokenizer", recipe=recipe)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MARCLI_CACHE", str(tmp_path / "cache"))
+
+    command = ["bench", "--steps", "2", "--num", "64", "--batch-size", "8", "--gpus", "0", "--engine", "plain,fast"]
+    assert run([*command, "--fast-preset", "swift", "--sweep", "cfg=1,2"]) == 0
+    stored = json.loads((folder / "bench" / "bench.json").read_text())
+    assert "Using runs/tiny, the newest run." in stored["notes"]
+    assert {point["engine_class"] for point in stored["points"]} == {"plain", "lossless", "approximate"}
+    assert len(stored["points"]) == 8
+    assert {point["fid_images"] for point in stored["points"]} == {64}
+    assert (folder / "bench" / "sweep.png").is_file()
+    exact = {
+        (point["engine"], point["cfg"]): point["fid"]
+        for point in stored["points"]
+        if point["engine_class"] != "approximate"
+    }
+    assert exact["plain", 1.0] == pytest.approx(exact["fast", 1.0], rel=1e-3)
+    assert exact["plain", 1.0] > 0
+    reference = open_pictures("digits", image_size=8)
+    features = pixel_extractor()(reference.read(range(len(reference))))[:, :64]
+    engine = build_engine(system, name="plain", device=torch.device("cpu"), precision="fp32")
+    engine = engine.under(read_recipe(SPECS["masked"], ["sample.diffusion_steps=3", "sample.steps=2", "sample.cfg=1"]))
+    batches = [range(start, start + 8) for start in range(0, 64, 8)]
+    made = [each.images for each in generate(engine, system.tokenizer, classes=range(10), seed=0, batches=batches)]
+    mine = pixel_extractor()(torch.cat(made))[:, :64]
+    expected = frechet_distance(gaussian_from_features(mine), gaussian_from_features(features))
+    assert exact["plain", 1.0] == pytest.approx(expected, rel=1e-3)
+    assert "FD(pixels)-64" in {point["fid_name"] for point in stored["points"]}

@@ -39,7 +39,7 @@ def test_sentence_and_code(error: BaseException, code: int, words: str, capsys: 
     assert run_guarded(fail, as_json=True) == code
     captured = capsys.readouterr()
     assert words in captured.err and captured.err.count("\n") == 1 and "Traceback" not in captured.err
-    assert captured.err.startswith("stopped: " if code == 75 else "error: ")
+    assert captured.err.startswith("Stopped" if code == 75 else "error: ")
     assert json.loads(captured.out) == {"error": explain_error(error)[0], "exit_code": code}
 
 
@@ -68,7 +68,7 @@ def test_other_ranks_do_not_repeat_a_sentence(monkeypatch, capsys) -> None:
 def test_a_signal_outside_training_ends_with_75(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(number)
     assert run_guarded(lambda: os.kill(os.getpid(), number) or time.sleep(5), as_json=False) == 75
-    assert capsys.readouterr().err.startswith(f"stopped: Stopped by {number.name}: what was written before is complete")
+    assert capsys.readouterr().err.startswith(f"Stopped by {number.name}: what was written before is complete")
     assert signal.getsignal(number) == before
 
 

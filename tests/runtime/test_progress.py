@@ -31,3 +31,12 @@ def test_slow_rates_read_as_seconds_and_other_processes_are_silent(monkeypatch, 
     out = capsys.readouterr()
     assert "7,200.0 s per image  2:00:00 left" in out.err.splitlines()[0]
     assert out.out == "" and out.err.count("x") == 1
+
+
+def test_one_of_many_batches_is_a_batch(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with Progress(title="bench", total=2, unit="batches", shown=False) as progress:
+        now[0] += 5
+        progress.advance()
+        assert "5.0 s per batch  0:00:05 left" in progress.line()
