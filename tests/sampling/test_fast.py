@@ -1,5 +1,8 @@
 """The fast engine computes the plain engine's pictures, and never makes the host wait for a device."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -73,6 +76,18 @@ def test_bf16_stays_as_close_to_fp32_as_the_plain_bf16(backbone):
     fast = (latents(FastEngine(model(of).bfloat16(), of)) - exact).norm()
     assert 0 < fast <= 1.5 * plain
     assert fast <= 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=str)
+@pytest.mark.parametrize("name", ["plain", "auto"])
+def test_converting_part_by_part_is_converting_the_model(name, combination):
+    of = recipe(*combination)
+    whole = system(of)
+    given = build_engine(whole, name=name, device=torch.device("cpu"), precision="bf16")
+    assert all(value.dtype == torch.float32 for value in whole.model.state_dict().values())
+    converted = replace(whole, model=copy.deepcopy(whole.model).bfloat16())
+    expected = build_engine(converted, name=name, device=torch.device("cpu"), precision="bf16")
+    assert torch.equal(latents(given), latents(expected))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,12 +1,12 @@
 """The one place where a system, a device and a name become an engine."""
 
-import copy
 from typing import Literal
 
 import torch
 
 from marcli.errors import UsageError
 from marcli.sampling.engine.base import Engine
+from marcli.sampling.engine.convert import converter, unchanged
 from marcli.sampling.engine.fast import FastEngine
 from marcli.sampling.engine.plain import PlainEngine
 from marcli.sampling.system import System
@@ -25,12 +25,13 @@ def build_engine(
     if name == "fast" and is_dit:
         raise UsageError("--engine fast speeds up autoregressive models, and a DiT is not one: use auto or plain.")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = system.model
-    if next(model.parameters()).dtype != dtype or next(model.parameters()).device != device:
-        model = copy.deepcopy(model).to(device=device, dtype=dtype)
-    model.eval().requires_grad_(False)
+    model = system.model.eval().requires_grad_(False)
+    first = next(model.parameters())
+    convert = unchanged if (first.device, first.dtype) == (device, dtype) else converter(device, dtype)
     if is_dit:
         from marcli.sampling.engine.dit import DiTEngine
 
-        return DiTEngine(model, system.recipe)
-    return (PlainEngine if name == "plain" else FastEngine)(model, system.recipe)
+        return DiTEngine(convert(model), system.recipe)
+    if name == "plain":
+        return PlainEngine(convert(model), system.recipe)
+    return FastEngine(model, system.recipe, convert)

@@ -3,8 +3,6 @@
 On a GPU those are compiled, and recorded as CUDA graphs; on a CPU neither pays within a run.
 """
 
-import copy
-
 from torch import nn
 
 from marcli.model.autoregressive import AutoregressiveModel
@@ -12,6 +10,7 @@ from marcli.model.backbone.masked import MaskedBackbone
 from marcli.model.head.diffusion import DiffusionHead
 from marcli.recipe.schema import Recipe
 from marcli.sampling.engine.compiled import compile_parts
+from marcli.sampling.engine.convert import Convert, unchanged, without
 from marcli.sampling.engine.denoise import FastDiffusionHead
 from marcli.sampling.engine.plain import PlainEngine
 from marcli.sampling.engine.recorded import Capture, CudaGraphs, RecordedBackbone, RecordedHead
@@ -23,20 +22,20 @@ class FastEngine(PlainEngine):
 
     name = "fast"
 
-    def __init__(self, model: AutoregressiveModel, recipe: Recipe) -> None:
-        twin = fast_twin(model)
+    def __init__(self, model: AutoregressiveModel, recipe: Recipe, convert: Convert = unchanged) -> None:
+        """`convert` brings each part to the device and dtype of generation just before it is rearranged."""
+        twin = fast_twin(model, convert)
         if twin.null_class.device.type == "cuda":
             compile_parts(twin)
             record_parts(twin, CudaGraphs())
         super().__init__(twin, recipe)
 
 
-def fast_twin(model: AutoregressiveModel) -> AutoregressiveModel:
+def fast_twin(model: AutoregressiveModel, convert: Convert = unchanged) -> AutoregressiveModel:
     """The model with each part replaced by a faster one where there is one; the model itself stays as it is."""
-    twin = copy.copy(model)
-    twin._modules = dict(model._modules)  # a shallow copy shares this dictionary
-    twin.backbone = fast_part(model.backbone)
-    twin.head = fast_part(model.head)
+    twin = convert(without(model, "backbone", "head"))
+    twin.backbone = fast_part(model.backbone, convert)
+    twin.head = fast_part(model.head, convert)
     return twin.eval()
 
 
@@ -48,12 +47,12 @@ def record_parts(twin: AutoregressiveModel, capture: Capture) -> None:
         twin.head = RecordedHead(twin.head, capture)
 
 
-def fast_part(part: nn.Module) -> nn.Module:
+def fast_part(part: nn.Module, convert: Convert) -> nn.Module:
     """A faster twin of a backbone or head, or the part itself: causal backbones and one-layer heads gain nothing."""
     match part:
         case MaskedBackbone():
-            return FastMaskedBackbone(part)
+            return FastMaskedBackbone(part, convert)
         case DiffusionHead():
-            return FastDiffusionHead(part)
+            return FastDiffusionHead(convert(part))
         case _:
-            return part
+            return convert(part)

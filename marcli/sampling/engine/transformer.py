@@ -7,20 +7,21 @@ from torch import Tensor, nn
 
 from marcli.model.backbone.masked import MaskedBackbone
 from marcli.model.layers.block import Block
+from marcli.sampling.engine.convert import Convert, unchanged, without
 from marcli.sampling.engine.linear import PackedLinear, packed
 
 
 class FastMaskedBackbone(MaskedBackbone):
     """A `MaskedBackbone` over faster blocks."""
 
-    def __init__(self, backbone: MaskedBackbone) -> None:
+    def __init__(self, backbone: MaskedBackbone, convert: Convert = unchanged) -> None:
         nn.Module.__init__(self)
-        self.__dict__.update(backbone.__dict__)
-        self._modules = dict(backbone._modules)  # the plain backbone keeps its own blocks
-        self.decoder_embed = packed(backbone.decoder_embed, pack=worth_packing(backbone.mask_token))
-        self.encoder = nn.ModuleList(FastBlock(block) for block in backbone.encoder)
-        self.decoder = nn.ModuleList(FastBlock(block) for block in backbone.decoder[:-1])
-        self.decoder.append(LastBlock(backbone.decoder[-1]))
+        self.__dict__.update(convert(without(backbone, "encoder", "decoder")).__dict__)
+        self.decoder_embed = packed(self.decoder_embed, pack=worth_packing(self.mask_token))
+        # One block after the other, so that at most one is there both converted and packed.
+        self.encoder = nn.ModuleList(FastBlock(convert(block)) for block in backbone.encoder)
+        self.decoder = nn.ModuleList(FastBlock(convert(block)) for block in backbone.decoder[:-1])
+        self.decoder.append(LastBlock(convert(backbone.decoder[-1])))
 
 
 def worth_packing(parameter: Tensor) -> bool:
