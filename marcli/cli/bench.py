@@ -39,7 +39,7 @@ def bench(
     ] = None,
     fast_preset: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Measure these approximations, too: disa, swift or turbo; repeatable."),
+        typer.Option(metavar="NAME", help="Measure these approximations, too: disa, swift, turbo or lazy; repeatable."),
     ] = None,
     engine: Annotated[
         str, typer.Option(help="auto, plain or fast; several as plain,fast are measured side by side.")

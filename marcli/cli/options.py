@@ -52,7 +52,7 @@ FastPreset = Annotated[
     typer.Option(
         "--fast-preset",
         metavar="NAME",
-        help="Approximate for speed: disa, swift or turbo; settings given beside it win. Default: exact.",
+        help="Approximate for speed: disa, swift, turbo or lazy; settings given beside it win. Default: exact.",
     ),
 ]
 Classes = Annotated[str, typer.Option(help="Class numbers such as 207,360, or all.")]

@@ -34,6 +34,12 @@ class Approximate(Section):
         description="the unconditional transformer runs at every so manieth AR step; between them its last difference "
         "from the conditional one is used again (LazyMAR)",
     )
+    feature_refresh: int | None = Field(
+        default=None,
+        ge=2,
+        description="the conditional transformer computes every token at every so manieth AR step; between them only "
+        "the new and wanted ones and those that move most, the others keep their features (LazyMAR)",
+    )
     order: Literal["checkerboard"] | None = Field(
         default=None,
         description="reveal one colour of the checkerboard first, then the other in few AR steps (after GtR, whose "
@@ -73,6 +79,19 @@ PRESETS = {
             "approximate.solver": "dpm++2m",
             "approximate.guidance_from": 1.1,
             "approximate.guidance_refresh": 3,
+        },
+    ),
+    "lazy": Preset(
+        "As swift, and LazyMAR's two caches (2503.12450): whole transformer runs at every ninth AR step, between them "
+        "the conditional half of the tokens that change.",
+        {
+            "diffusion_steps": 16,
+            "max_timestep": 950,
+            "approximate.final_diffusion_steps": 6,
+            "approximate.solver": "dpm++2m",
+            "approximate.guidance_from": 1.1,
+            "approximate.guidance_refresh": 9,
+            "approximate.feature_refresh": 9,
         },
     ),
 }

@@ -175,8 +175,11 @@ def check_approximations(recipe: Recipe) -> None:
             raise ValueError(f"{key} needs an order known beforehand, and model.order is 'confidence': leave it out")
         if name in ("solver", "final_diffusion_steps") and not isinstance(head, DiffusionHead):
             raise ValueError(f"{key} needs model.head.kind 'diffusion', not {head.kind!r}: leave it out")
-        if name in ("guidance_from", "guidance_refresh", "order") and not isinstance(backbone, MaskedBackbone):
+        of_masked = ("guidance_from", "guidance_refresh", "feature_refresh", "order")
+        if name in of_masked and not isinstance(backbone, MaskedBackbone):
             raise ValueError(f"{key} needs model.backbone.kind 'masked', not {backbone.kind!r}: leave it out")
+        if name == "feature_refresh" and backbone.decoder_depth < 2:
+            raise ValueError(f"{key} needs model.backbone.decoder_depth of at least 2: leave it out")
     if switches.order == "checkerboard" and recipe.order != "random":
         raise ValueError(
             f"sample.approximate.order 'checkerboard' needs model.order 'random', not {recipe.order!r}: leave it out"

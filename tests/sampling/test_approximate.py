@@ -21,6 +21,7 @@ SWITCHES = {
     "solver": "dpm++2m",
     "guidance_from": 1.6,
     "guidance_refresh": 3,
+    "feature_refresh": 3,
     "order": "checkerboard",
 }
 
@@ -54,6 +55,15 @@ def test_switches_that_leave_nothing_out_change_nothing(switches):
     assert all(now.refresh or not now.guided for now in planned)
     if all(now.guided for now in planned):
         assert torch.equal(latents(PlainEngine(whole, of)), latents(PlainEngine(whole, exact)))
+
+
+def test_features_are_refreshed_at_first_when_due_and_when_a_difference_is_taken():
+    of = masked(feature_refresh=3)
+    planned = plan(schedule_of(of), head_sampling(of), of.sample.approximate)
+    assert [now.share is None for now in planned] == [True, False, False, True, False, False]
+    of = masked(feature_refresh=5, guidance_refresh=2)
+    planned = plan(schedule_of(of), head_sampling(of), of.sample.approximate)
+    assert [now.share is None for now in planned] == [now.refresh for now in planned] == [True, False] * 3
 
 
 def test_diffusion_steps_fall_linearly():

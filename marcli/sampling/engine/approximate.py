@@ -4,6 +4,7 @@
 - no unconditional half while guidance is weak;
 - an unconditional transformer run only now and then: its difference from the conditional one changes slowly, so
   the last one is added in between (LazyMAR, 2503.12450);
+- between whole runs of the transformer only the tokens that change are computed (see `features`);
 - one colour of the checkerboard first, the other in few steps, its neighbours being known (after GtR, 2510.17171).
 """
 
@@ -20,6 +21,7 @@ from marcli.model.head.base import HeadSampling
 from marcli.model.layers.embed import take
 from marcli.model.order import reveal_counts
 from marcli.recipe.approximate import Approximate
+from marcli.sampling.engine.features import WHOLE_AT_FIRST, FeatureCache, share_at
 from marcli.sampling.reveal import OnStep
 from marcli.sampling.schedule import RevealStep, guidance_scale
 from marcli.sampling.tape import Tape
@@ -33,19 +35,25 @@ class PlannedStep:
     settings: HeadSampling
     guided: bool
     refresh: bool  # run the unconditional transformer, rather than reuse its difference
+    share: float | None  # of the tokens that the deeper layers of the conditional transformer compute; None: all
 
 
 def plan(schedule: Sequence[RevealStep], settings: HeadSampling, switches: Approximate) -> list[PlannedStep]:
     """Decide every AR step before the first."""
     planned: list[PlannedStep] = []
-    since_refresh = None
+    since_refresh = since_whole = None
     for step in schedule:
         guided = switches.guidance_from is None or step.guidance >= switches.guidance_from
         refresh = guided and (since_refresh is None or since_refresh + 1 >= (switches.guidance_refresh or 1))
         if guided:
             since_refresh = 0 if refresh else since_refresh + 1
         steps = annealed_steps(step.index, len(schedule), settings.diffusion_steps, switches.final_diffusion_steps)
-        planned.append(PlannedStep(step, replace(settings, diffusion_steps=steps), guided, refresh))
+        # A difference that is reused must be known for every hidden token, so all are computed when it is taken.
+        whole = since_whole is None or since_whole + 1 >= (switches.feature_refresh or 1)
+        whole = whole or step.index < WHOLE_AT_FIRST * len(schedule) or (refresh and bool(switches.guidance_refresh))
+        since_whole = 0 if whole else since_whole + 1
+        share = None if whole else share_at(step.index, len(schedule))
+        planned.append(PlannedStep(step, replace(settings, diffusion_steps=steps), guided, refresh, share))
     return planned
 
 
@@ -64,10 +72,14 @@ def reveal_approximately(
     tape: Tape,
     planned: Sequence[PlannedStep],
     reuse: bool,
+    features: FeatureCache | None,
     kv_cache: bool,
     on_step: OnStep | None,
 ) -> Shaped[Tensor, "batch channels side side"]:
-    """As `reveal`, step by planned step; `reuse` keeps the unconditional difference of every hidden token."""
+    """As `reveal`, step by planned step.
+
+    `reuse` keeps the unconditional difference of every hidden token, `features` those of the conditional transformer.
+    """
     order, batch_size = tape.order, tape.order.shape[0]
     conditions = condition if null is None else torch.cat([condition, null])
     cache = model.backbone.new_cache(len(conditions), like=conditions) if kv_cache else None
@@ -75,10 +87,16 @@ def reveal_approximately(
     for now in planned:
         step = now.step
         both = null is not None and now.guided and now.refresh
-        copies, inputs = (2, conditions) if both else (1, condition)
         wanted = model.num_tokens - step.known if both and reuse else step.count
-        z = model.predict(known.repeat(copies, 1, 1), order.repeat(copies, 1), inputs, num_wanted=wanted, cache=cache)
-        z, z_null = (z[:batch_size], z[batch_size:]) if both else (z, None)
+        if features is None:
+            copies, inputs = (2, conditions) if both else (1, condition)
+            orders = order.repeat(copies, 1)
+            z = model.predict(known.repeat(copies, 1, 1), orders, inputs, num_wanted=wanted, cache=cache)
+            z, z_null = (z[:batch_size], z[batch_size:]) if both else (z, None)
+        else:
+            inputs = known.to(condition.dtype) if known.is_floating_point() else known
+            z = features.predict(inputs, order, condition, num_wanted=wanted, share=now.share)
+            z_null = model.predict(known, order, null, num_wanted=wanted, cache=None) if both else None
         if both and reuse:
             difference, difference_from = z_null - z, step.known
             z, z_null = z[:, : step.count], z_null[:, : step.count]

@@ -12,6 +12,7 @@ from marcli.recipe.schema import Recipe
 from marcli.sampling.engine.compiled import compile_parts
 from marcli.sampling.engine.convert import Convert, unchanged, without
 from marcli.sampling.engine.denoise import FastDiffusionHead
+from marcli.sampling.engine.features import FeatureCache
 from marcli.sampling.engine.plain import PlainEngine
 from marcli.sampling.engine.recorded import Capture, CudaGraphs, RecordedBackbone, RecordedHead
 from marcli.sampling.engine.transformer import FastMaskedBackbone
@@ -25,10 +26,15 @@ class FastEngine(PlainEngine):
     def __init__(self, model: AutoregressiveModel, recipe: Recipe, convert: Convert = unchanged) -> None:
         """`convert` brings each part to the device and dtype of generation just before it is rearranged."""
         twin = fast_twin(model, convert)
+        self.blocks = twin.backbone
         if twin.null_class.device.type == "cuda":
             compile_parts(twin)
             record_parts(twin, CudaGraphs())
         super().__init__(twin, recipe)
+
+    def feature_cache(self) -> FeatureCache:
+        """An empty one for a batch, over the blocks as they are before recording."""
+        return FeatureCache(self.blocks)
 
 
 def fast_twin(model: AutoregressiveModel, convert: Convert = unchanged) -> AutoregressiveModel:

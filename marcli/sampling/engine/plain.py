@@ -13,6 +13,8 @@ from marcli.recipe.schema import Recipe
 from marcli.sampling.confidence import reveal_by_confidence
 from marcli.sampling.engine.approximate import checkerboard_order, plan, reveal_approximately
 from marcli.sampling.engine.base import head_sampling, schedule_of, uses_cache
+from marcli.sampling.engine.features import FeatureCache
+from marcli.sampling.engine.transformer import FastMaskedBackbone
 from marcli.sampling.reveal import OnStep, reveal
 from marcli.sampling.tape import Tape, draw_tape
 
@@ -41,6 +43,10 @@ class PlainEngine:
         other.take_settings(recipe)
         return other
 
+    def feature_cache(self) -> FeatureCache:
+        """An empty one for a batch; it needs the fast blocks, whose steps it takes apart."""
+        return FeatureCache(FastMaskedBackbone(self.model.backbone))
+
     def draw_tape(self, *, seed: int, indices: Sequence[int]) -> Tape:
         """Orders and noise of these pictures, on the CPU."""
         tape = draw_tape(self.model, seed=seed, indices=indices, num_steps=len(self.schedule), settings=self.settings)
@@ -60,8 +66,14 @@ class PlainEngine:
         )
         kv_cache = uses_cache(self.recipe)
         if self.planned is not None:
-            reuse = self.switches.guidance_refresh is not None
-            return reveal_approximately(self.model, planned=self.planned, reuse=reuse, kv_cache=kv_cache, **inputs)
+            return reveal_approximately(
+                self.model,
+                planned=self.planned,
+                reuse=self.switches.guidance_refresh is not None,
+                features=self.feature_cache() if self.switches.feature_refresh else None,
+                kv_cache=kv_cache,
+                **inputs,
+            )
         inputs |= dict(schedule=self.schedule, settings=self.settings)
         if self.recipe.order == "confidence":
             temperature = self.recipe.sample.confidence_temperature

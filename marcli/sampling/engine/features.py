@@ -1,0 +1,134 @@
+"""A cache of the masked transformer's features: between whole runs only the tokens that change are computed.
+
+After the token cache of LazyMAR (2503.12450). From one AR step to the next most features hardly move. So the encoder
+computes its buffer and the new tokens only; the first layers of the decoder compute all tokens, and from there on
+only the new and wanted ones and those whose values moved most. All others keep their old keys and values.
+
+Tokens travel in reveal order, so a token has the same slot (buffer, then tokens) at every AR step.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from marcli.model.layers.embed import at_positions, take
+from marcli.sampling.engine.transformer import FastBlock, FastMaskedBackbone
+
+RANKING_LAYER = 3  # of the decoder, counted from 0: the layer whose values tell which tokens moved
+SPARE_TOKENS = 15  # computed at least, beside new and wanted ones
+FORCED = 10_000  # below any likeness in such steps
+LIKENESS_STEP = 1 / 1024  # cosine similarities closer than this count as equal; the earlier slot comes first
+# Share of all slots that deeper decoder layers compute, until that share of the AR steps is over.
+SHARES = ((20 / 64, 1.0), (21 / 64, 0.6), (25 / 64, 0.5), (30 / 64, 0.4), (35 / 64, 0.15), (40 / 64, 0.12), (1.0, 0.05))
+WHOLE_AT_FIRST = 5 / 64  # of the AR steps
+
+
+def share_at(index: int, num_steps: int) -> float:
+    """Share of the slots that deeper decoder layers compute at AR step `index`."""
+    return next(share for until, share in SHARES if index < until * num_steps)
+
+
+class FeatureCache:
+    """What a masked backbone computed last of every token of a batch."""
+
+    def __init__(self, backbone: FastMaskedBackbone) -> None:
+        self.backbone = backbone
+        self.ranking_layer = min(RANKING_LAYER, len(backbone.decoder) - 2)
+        self.num_slots = backbone.buffer_size + backbone.z_position.shape[1]
+        self.num_known = 0
+        self.encoded: Tensor | None = None
+        self.keys_values: dict[FastBlock, tuple[Tensor, Tensor]] = {}
+
+    def predict(
+        self,
+        known: Shaped[Tensor, "batch known dim"],
+        order: Int[Tensor, "batch tokens"],
+        condition: Float[Tensor, "batch width"],
+        *,
+        num_wanted: int,
+        share: float | None,
+    ) -> Float[Tensor, "batch wanted width"]:
+        """As `MaskedBackbone.predict`; deeper decoder layers compute `share` of the slots, None computes everything."""
+        old = 0 if share is None else self.num_known
+        self.encode(known, order, condition, old=old)
+        z = self.decode(order, known.shape[1], num_wanted, share=share)
+        self.num_known = known.shape[1]
+        return z + at_positions(self.backbone.z_position, order[:, self.num_known : self.num_known + num_wanted])
+
+    def encode(self, known: Tensor, order: Tensor, condition: Tensor, *, old: int) -> None:
+        """Encode the buffer and the known tokens from number `old` on; they attend to all known ones."""
+        backbone, (batch, num_known) = self.backbone, known.shape[:2]
+        buffer = condition.unsqueeze(1).expand(-1, backbone.buffer_size, -1)
+        x = torch.cat([buffer, backbone.token_embed(known[:, old:])], dim=1)
+        x = backbone.embed_norm(x + backbone.places(backbone.encoder_position, order[:, old:num_known]))
+        end = backbone.buffer_size + num_known
+        slots = torch.arange(end, device=x.device)
+        slots = torch.cat([slots[: backbone.buffer_size], slots[backbone.buffer_size + old :]]).expand(batch, -1)
+        for block in backbone.encoder:
+            q, k, v = block.heads_of(block.qkv(block.norm1(x)), 3)
+            keys, values = self.stored(block, k, v, slots)
+            x = block.rest(x, q, keys[:, :, :end], values[:, :, :end])
+        x = backbone.encoder_norm(x)
+        if self.encoded is None:
+            self.encoded = x.new_empty(batch, self.num_slots, x.shape[-1])
+        self.encoded.scatter_(1, slots.unsqueeze(-1).expand_as(x), x)
+
+    def decode(
+        self, order: Int[Tensor, "batch tokens"], num_known: int, num_wanted: int, *, share: float | None
+    ) -> Float[Tensor, "batch wanted width"]:
+        """z without its position embedding."""
+        backbone, first = self.backbone, self.backbone.buffer_size + num_known
+        masks = backbone.mask_token.to(self.encoded.dtype).expand(len(order), order.shape[1] - num_known, -1)
+        x = torch.cat([backbone.decoder_embed(self.encoded[:, :first]), masks], dim=1)
+        x = x + backbone.places(backbone.decoder_position, order)
+        for block in backbone.decoder[: self.ranking_layer]:
+            x = block(x)
+        block = backbone.decoder[self.ranking_layer]
+        q, k, v = block.heads_of(block.qkv(block.norm1(x)), 3)
+        slots = self.moving_slots(block, v, first, num_wanted, share)
+        every = torch.arange(self.num_slots, device=x.device).expand(len(x), -1)
+        x = block.rest(take(x, slots), q.gather(2, per_head(slots, q)), *self.stored(block, k, v, every))
+        for block in backbone.decoder[self.ranking_layer + 1 : -1]:
+            q, k, v = block.heads_of(block.qkv(block.norm1(x)), 3)
+            x = block.rest(x, q, *self.stored(block, k, v, slots))
+        last, wanted = backbone.decoder[-1], x[:, :num_wanted]
+        (q,) = last.heads_of(last.q(last.norm1(wanted)), 1)
+        k, v = last.heads_of(last.kv(last.norm1(x)), 2)
+        return backbone.decoder_norm(last.rest(wanted, q, *self.stored(last, k, v, slots)))
+
+    def moving_slots(
+        self, block: FastBlock, values: Tensor, first: int, num_wanted: int, share: float | None
+    ) -> Int[Tensor, "batch moving"]:
+        """The wanted slots (from `first` on), the new ones, then those whose values are least like the stored ones."""
+        new = first if share is None else self.backbone.buffer_size + self.num_known
+        num_forced = first + num_wanted - new
+        count = self.num_slots
+        if share is not None:
+            count = min(count, max(num_forced + SPARE_TOKENS, round(share * count)))
+        if count == self.num_slots:  # the others in any order
+            likeness = torch.zeros(len(values), count, device=values.device)
+        else:
+            before, now = (each.transpose(1, 2).flatten(2).float() for each in (self.keys_values[block][1], values))
+            likeness = F.cosine_similarity(before, now, dim=-1)
+        # Hidden tokens often move equally little; without rounding the choice between them would be an accident.
+        likeness = (likeness / LIKENESS_STEP).round()
+        at_the_front = torch.arange(num_forced, device=values.device) - FORCED
+        likeness[:, new : first + num_wanted] = at_the_front.roll(first - new).to(likeness.dtype)
+        return likeness.argsort(dim=1, stable=True)[:, :count]
+
+    def stored(self, block: FastBlock, k: Tensor, v: Tensor, slots: Int[Tensor, "batch rows"]) -> tuple[Tensor, Tensor]:
+        """Write keys and values of these slots; return those of all slots."""
+        if block not in self.keys_values:
+            shape = (k.shape[0], k.shape[1], self.num_slots, k.shape[3])
+            self.keys_values[block] = (k.new_zeros(shape), v.new_zeros(shape))
+        keys, values = self.keys_values[block]
+        index = per_head(slots, k)
+        keys.scatter_(2, index, k)
+        values.scatter_(2, index, v)
+        return keys, values
+
+
+def per_head(slots: Int[Tensor, "batch rows"], x: Float[Tensor, "batch heads _ dim"]) -> Tensor:
+    """The slots as an index of [batch, heads, rows, dim]."""
+    return slots[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
