@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from marcli.errors import MarcliError
+from marcli.pretrained.safe import check_names_and_shapes
 from marcli.runtime.atomic import PARTIAL, atomic_folder, sha256_file
 from marcli.training.ema import Ema
 
@@ -121,9 +122,15 @@ def newest_checkpoint(folder: Path, announce: Callable[[str], None]) -> Path | N
 
 
 def load_checkpoint(path: Path, trained: Trained) -> dict:
-    """Set weights, average and optimizer to those at `path` (verified before); return its state."""
+    """Set weights, average and optimizer to those at `path` (verified before); return its state.
+
+    Raises MarcliError for the checkpoint of another model (the run folder's recipe.yaml usually refuses it before).
+    """
     device = str(trained.ema.averages[0].device)
-    trained.model.load_state_dict(load_file(path / "model.safetensors", device=device))
+    weights = load_file(path / "model.safetensors", device=device)
+    expected = {name: tuple(value.shape) for name, value in trained.model.state_dict().items()}
+    check_names_and_shapes(expected, weights, source=f"the checkpoint {path}")
+    trained.model.load_state_dict(weights)
     trained.ema.load(load_file(path / "ema.safetensors", device=device))
     tensors = load_file(path / "optimizer.safetensors", device=device)
     for name, parameter in trained.model.named_parameters():

@@ -126,3 +126,11 @@ def test_killed_while_saving_a_sound_checkpoint_remains(tmp_path):
         assert newest_checkpoint(folder, pytest.fail) == checkpoint_path(folder, left[-1])
         assert all(damage(checkpoint_path(folder, step)) is None for step in left)
         assert {entry.name for entry in folder.iterdir()} == {checkpoint_path(folder, step).name for step in left}
+
+
+def test_the_checkpoint_of_another_model_is_refused_before_anything_is_set(folder):
+    other = make_trained(size=5)
+    before = {name: value.clone() for name, value in other.model.state_dict().items()}
+    with pytest.raises(MarcliError, match=r"tensors of the checkpoint .* do not fit the model; .* of another shape"):
+        load_checkpoint(newest_checkpoint(folder, print), other)
+    assert all(torch.equal(value, before[name]) for name, value in other.model.state_dict().items())
