@@ -61,4 +61,4 @@ def stop_at_once() -> Iterator[None]:
 
 def _stop_now(number: int, frame: FrameType | None) -> None:
     name = signal.Signals(number).name
-    raise StoppedError(f"Stopped by {name}: what was written before is complete, and the same command goes on from it")
+    raise StoppedError(f"Stopped by {name}: what was written before is complete; give the same command again")
