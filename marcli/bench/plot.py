@@ -4,6 +4,7 @@ Special: matplotlib is imported here only, without a display. Classes of engines
 own setting is a star, and every point carries its step count.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,10 @@ STYLE = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
 }
-LABEL_OFFSETS = {"MAR": (0, -12), "AR": (0, 8), "DiT": (0, 8)}
+APPROXIMATE_COLOURS = ("#e67e22", "#27ae60", "#8e44ad", "#16a085", "#b7950b", "#c2185b")
+BELOW, ABOVE = -1, 1
+LABEL_SIDES = {"MAR": BELOW, "AR": ABOVE, "DiT": ABOVE}
+SERIES_IN_AXES = 4  # with more the legend stands outside
 
 Series = tuple[str, list[Measurement]]
 
@@ -39,8 +43,11 @@ def draw_tradeoff(measurements: Sequence[Measurement], path: Path, *, distance: 
     """
     with picture(path, conditions) as axes:
         has_fid = any(m.fid is not None for m in measurements)
+        colours = iter(itertools.cycle(APPROXIMATE_COLOURS))
         for name, series in series_of(measurements):
-            draw_series(axes, name, [m for m in series if m.fid is not None] if has_fid else series, has_fid=has_fid)
+            shown = [m for m in series if m.fid is not None] if has_fid else series
+            approximate = series[0].point.engine_class == "approximate"
+            draw_series(axes, name, shown, has_fid=has_fid, colour=next(colours) if approximate else None)
         axes.set_xscale("log")
         if has_fid:
             axes.set(xlabel="seconds per image", ylabel=distance)
@@ -85,7 +92,10 @@ def picture(path: Path, conditions: str) -> "Iterator[Axes]":
         axes.margins(x=0.07, y=0.1)
         yield axes
         readable_ticks(axes)
-        axes.legend(loc="best", handlelength=2.2)
+        if len(axes.get_legend_handles_labels()[0]) > SERIES_IN_AXES:
+            figure.legend(loc="outside upper center", handlelength=2.2, ncols=2, fontsize=8)
+        else:
+            axes.legend(loc="best", handlelength=2.2)
         axes.set_axisbelow(True)
         figure.text(0.995, 0.002, conditions, ha="right", va="bottom", fontsize=5.5, color="#808080")
         figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
@@ -113,13 +123,13 @@ def series_of(measurements: Sequence[Measurement]) -> list[Series]:
     return series
 
 
-def draw_series(axes: "Axes", name: str, series: list[Measurement], *, has_fid: bool) -> None:
-    """One curve with labelled points and a star at the recipe's own setting."""
+def draw_series(axes: "Axes", name: str, series: list[Measurement], *, has_fid: bool, colour: str | None) -> None:
+    """One curve with labelled points and a star at the recipe's own setting; `colour` None is the backbone's."""
     if not series:
         return
     point = series[0].point
     backbone, _, loss = point.family.partition(" ")
-    style = {"color": COLOURS[backbone], "alpha": SHADES.get(loss, 1.0)}
+    style = {"color": colour or COLOURS[backbone], "alpha": SHADES.get(loss, 1.0)}
     x = [m.seconds_per_image if has_fid else m.point.steps or m.point.diffusion_steps for m in series]
     y = [m.fid if has_fid else m.seconds_per_image for m in series]
     face = "white" if loss in ("CrossEnt", "L2") else style["color"]
@@ -132,10 +142,11 @@ def draw_series(axes: "Axes", name: str, series: list[Measurement], *, has_fid: 
             axes.plot([left], [height], "*", markersize=11, markeredgecolor="white", markeredgewidth=0.6, **style)
         if not has_fid:
             continue
+        side = LABEL_SIDES[backbone]
         axes.annotate(
             str(m.point.steps or m.point.diffusion_steps),
-            (left, height),
-            xytext=LABEL_OFFSETS[backbone],
+            (left, height + side * (m.fid_spread or 0.0)),
+            xytext=(0, 5 if side == ABOVE else -11),
             textcoords="offset points",
             ha="center",
             fontsize=7,

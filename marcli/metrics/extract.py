@@ -48,6 +48,8 @@ def extract_read(
         images = read(indices)
         return extractor.input_of(images), blank_pictures(images)
 
+    # A thread's setting becomes that of every thread which asks later, so this one asks before, and restores it.
+    threads = torch.get_num_threads()
     pending: deque[tuple[Sequence[int], Future]] = deque()
     remaining = iter(batches)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -62,6 +64,7 @@ def extract_read(
                 yield FeatureBatch([int(index) for index in indices], extractor.features_of(prepared), blank)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(threads)
 
 
 def extract_images(
