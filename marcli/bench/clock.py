@@ -41,22 +41,26 @@ class PartClock:
     """
 
     def __init__(self, parts: Mapping[str, Sequence[tuple[object, str]]], device: torch.device) -> None:
-        """`parts` maps a name to (object, name of its method) pairs."""
+        """`parts` maps a name to pairs of an object, or a class for all its objects, and the name of its method."""
         self.seconds = dict.fromkeys(parts, 0.0)
         self._parts, self._device = parts, device
         self._stack: list[str] = []
         self._since = 0.0
 
     def __enter__(self) -> "PartClock":
+        self._own: list[tuple[object, str, Callable | None]] = []
         for part, methods in self._parts.items():
             for owner, name in methods:
+                self._own.append((owner, name, vars(owner).get(name)))
                 setattr(owner, name, self._timed(part, getattr(owner, name)))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for methods in self._parts.values():
-            for owner, name in methods:
+        for owner, name, own in reversed(self._own):
+            if own is None:
                 delattr(owner, name)  # the stand-in; the class still has the method
+            else:
+                setattr(owner, name, own)
 
     def _timed(self, part: str, method: Callable) -> Callable:
         def stand_in(*args: object, **kwargs: object) -> object:

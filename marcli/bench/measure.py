@@ -18,6 +18,7 @@ from marcli.bench.quality import Tally
 from marcli.recipe.schema import Recipe
 from marcli.runtime.memory import release_freed_memory
 from marcli.sampling.engine.base import Engine
+from marcli.sampling.engine.features import FeatureCache
 from marcli.sampling.generate import generate
 from marcli.tokenizer.base import Tokenizer
 
@@ -136,7 +137,8 @@ def parts_of(contender: Contender) -> dict[str, list[tuple[object, str]]]:
     if not hasattr(model, "head"):
         return {"decoder": [(model, "denoise")]} | tokenizer
     if hasattr(model.backbone, "encode"):
-        backbone = {"encoder": [(model.backbone, "encode")], "decoder": [(model.backbone, "decode")]}
+        owners = (model.backbone, FeatureCache)  # which an approximation may put in the backbone's place
+        backbone = {"encoder": [(each, "encode") for each in owners], "decoder": [(each, "decode") for each in owners]}
     else:
         backbone = {"decoder": [(model.backbone, "predict")]}
     methods = [name for name in ("sample", "log_probs") if hasattr(model.head, name)]

@@ -19,6 +19,7 @@ from marcli.metrics.pictures import open_pictures
 from marcli.metrics.statistics import gaussian_from_features
 from marcli.recipe.reader import read_recipe, write_recipe
 from marcli.sampling.engine.build import build_engine
+from marcli.sampling.engine.features import FeatureCache
 from marcli.sampling.generate import generate
 from marcli.tokenizer.build import save_tokenizer
 
@@ -49,6 +50,17 @@ def test_shares_cover_the_parts(kind, engine):
     assert all(share > 0 for share in each.shares.values())
     assert 0.3 < sum(each.shares.values()) <= 1
     assert vars(each.tokenizer) == before
+
+
+def test_shares_cover_the_parts_of_an_approximation_too():
+    before, deeper = dict(vars(FeatureCache)), ["model.backbone.decoder_depth=2", "sample.steps=6"]
+    each = contender(SPECS["masked"], "auto", ["sample.approximate.feature_refresh=3", *deeper])
+    measure_shares(each, seed=0)
+    assert set(each.shares) == {"encoder", "decoder", "head", "tokenizer"}
+    plain = contender(SPECS["masked"], "auto", deeper)
+    measure_shares(plain, seed=0)
+    assert each.shares["decoder"] > 0.3 * plain.shares["decoder"]
+    assert dict(vars(FeatureCache)) == before
 
 
 def test_first_round_is_not_timed_and_time_ends_all_points_alike():
