@@ -82,13 +82,12 @@ PRESETS = {
         },
     ),
     "lazy": Preset(
-        "As swift, and LazyMAR's two caches (2503.12450): whole transformer runs at every ninth AR step, between them "
-        "the conditional half of the tokens that change.",
+        "DiSA's annealing, no guidance below 1.1, and LazyMAR's two caches (2503.12450): whole transformer runs at every "
+        "ninth AR step, between them the conditional half of the tokens that change.",
         {
-            "diffusion_steps": 16,
+            "diffusion_steps": 50,
             "max_timestep": 950,
-            "approximate.final_diffusion_steps": 6,
-            "approximate.solver": "dpm++2m",
+            "approximate.final_diffusion_steps": 5,
             "approximate.guidance_from": 1.1,
             "approximate.guidance_refresh": 9,
             "approximate.feature_refresh": 9,
