@@ -82,8 +82,8 @@ PRESETS = {
         },
     ),
     "lazy": Preset(
-        "DiSA's annealing, no guidance below 1.1, and LazyMAR's two caches (2503.12450): whole transformer runs at every "
-        "ninth AR step, between them the conditional half of the tokens that change.",
+        "As disa, no guidance below 1.1, and LazyMAR's two caches (2503.12450): whole transformer runs at every ninth "
+        "AR step, between them the conditional half of the tokens that change.",
         {
             "diffusion_steps": 50,
             "max_timestep": 950,
