@@ -39,8 +39,15 @@ def test_second_run_is_refused_and_a_killed_one_is_taken_over(tmp_path: Path) ->
             pass
         owner.kill()
         owner.wait()
-        with run.lock():
-            assert json.loads(run.lock_path.read_text())["pid"] == os.getpid()
+        deadline = time.monotonic() + 60
+        while True:  # on a busy machine the killed one's fork lets go only once it has run at all
+            try:
+                with run.lock():
+                    assert json.loads(run.lock_path.read_text())["pid"] == os.getpid()
+                break
+            except MarcliError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
         with run.lock():
             pass
     finally:
