@@ -62,7 +62,7 @@ def warn_of_slow_average(decay: float, steps: int, announce: Callable[[str], Non
     if share > UNTRAINED_SHARE:
         announce(
             f"After {steps} steps with train.ema_decay {decay} the averaged weights still hold {share:.0%} of the "
-            f"untrained ones: sample with --weights raw, or set train.ema_decay to {1 - 10 / steps:.4g} or less."
+            f"untrained ones: sample with --weights raw, or set train.ema_decay to {max(0.0, 1 - 10 / steps):.4g} or less."
         )
 
 
