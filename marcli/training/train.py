@@ -60,9 +60,10 @@ def warn_of_slow_average(decay: float, steps: int, announce: Callable[[str], Non
     """Say so beforehand when the averaged weights will still hold a good part of the untrained ones."""
     share = decay**steps
     if share > UNTRAINED_SHARE:
+        enough = max(0.0, 1 - 10 / steps)
         announce(
             f"After {steps} steps with train.ema_decay {decay} the averaged weights still hold {share:.0%} of the "
-            f"untrained ones: sample with --weights raw, or set train.ema_decay to {max(0.0, 1 - 10 / steps):.4g} or less."
+            f"untrained ones: sample with --weights raw, or set train.ema_decay to {enough:.4g} or less."
         )
 
 
