@@ -29,6 +29,7 @@ def picture_generator(seed: int, index: int) -> Generator:
     return item_generator("picture", seed, index)
 
 
+@torch.inference_mode()
 def draw_tape(
     model: AutoregressiveModel, *, seed: int, indices: Sequence[int], num_steps: int, settings: HeadSampling
 ) -> Tape:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from marcli.model.process.gaussian import full_process
-from marcli.model.process.solvers import half_log_snr, make_solver, ode_steps, process_for
+from marcli.model.process.solvers import half_log_snr, make_solver, process_for, solver_steps
 
 MEAN, STD = 0.7, 0.3
 
@@ -19,10 +19,10 @@ def exact_eps(process, index, x):
 
 def solve(name, num_steps, noise, temperature=1.0, clip=None):
     process = process_for(name, full_process("cosine"), num_steps, 950)
-    solver = make_solver(name, process, temperature=temperature, clip=clip)
+    solver = make_solver(name, temperature=temperature, clip=clip)
     x = solver.start(noise)
-    for i, step in enumerate(process.reverse_steps()):
-        x = solver.step(i, step, x, exact_eps(process, step.index, x), torch.zeros_like(x), torch.randn_like(x))
+    for step in solver_steps(name, process):
+        x = solver.step(step, x, exact_eps(process, step.index, x), torch.zeros_like(x), torch.randn_like(x))
     return x
 
 
@@ -72,4 +72,6 @@ def test_second_order_visits_timesteps_evenly_spaced_in_half_log_snr():
 
 def test_one_step_ends_at_the_denoised_value():
     process = full_process("cosine").respaced(1, 950)
-    assert [vars(step) for step in ode_steps(process, 2)] == [{"from_x": 0.0, "from_x0": 1.0, "from_change": 0.0}]
+    (step,) = solver_steps("dpm++2m", process)
+    assert (step.index, step.timestep) == (0, process.timesteps[0])
+    assert (step.from_x, step.from_x0, step.from_change) == (0.0, 1.0, 0.0)

@@ -8,7 +8,7 @@ from marcli.model.head.base import Draws, Head, HeadSampling
 from marcli.model.head.denoiser import DenoisingMLP
 from marcli.model.process.gaussian import diffuse, full_process
 from marcli.model.process.losses import diffusion_loss
-from marcli.model.process.solvers import make_solver, process_for
+from marcli.model.process.solvers import make_solver, process_for, solver_steps
 
 
 class DiffusionHead(Head):
@@ -58,14 +58,14 @@ class DiffusionHead(Head):
         """Run the reverse process; guidance acts on eps, the variance is the conditional one's."""
         process = process_for(settings.solver, self.process, settings.diffusion_steps, settings.max_timestep)
         conditions = z if z_null is None else torch.cat([z, z_null])
-        solver = make_solver(settings.solver, process, temperature=settings.temperature, clip=settings.clip_denoised)
+        solver = make_solver(settings.solver, temperature=settings.temperature, clip=settings.clip_denoised)
         x = solver.start(noise[:, :, 0])
-        for i, step in enumerate(process.reverse_steps()):
+        for i, step in enumerate(solver_steps(settings.solver, process)):
             t = torch.full((), step.timestep, device=z.device)
             both = x if z_null is None else torch.cat([x, x])
             eps, variance = self.denoiser(both.to(z.dtype), t, conditions).float().chunk(2, dim=-1)
             if z_null is not None:
                 (eps, eps_null), variance = eps.chunk(2), variance[: len(z)]
                 eps = eps_null + guidance * (eps - eps_null)
-            x = solver.step(i, step, x, eps, variance, noise[:, :, i + 1])
+            x = solver.step(step, x, eps, variance, noise[:, :, i + 1])
         return x

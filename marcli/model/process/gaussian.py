@@ -15,18 +15,22 @@ from torch import Tensor
 NUM_TIMESTEPS = 1000
 
 
+# Python floats, or tensors that lie on the device already: a loop over steps never waits for it.
+Constant = float | Float[Tensor, ""]
+
+
 @dataclass(frozen=True)
 class ReverseStep:
-    """Constants of one reverse step, as Python floats so that a loop never waits for a device."""
+    """Constants of one reverse step."""
 
     index: int
     timestep: int
-    x0_from_x: float  # 1 / sqrt(alpha_bar)
-    x0_from_eps: float  # sqrt(1 / alpha_bar - 1)
-    mean_from_x0: float
-    mean_from_x: float
-    log_variance_min: float
-    log_variance_max: float
+    x0_from_x: Constant  # 1 / sqrt(alpha_bar)
+    x0_from_eps: Constant  # sqrt(1 / alpha_bar - 1)
+    mean_from_x0: Constant
+    mean_from_x: Constant
+    log_variance_min: Constant
+    log_variance_max: Constant
 
 
 class GaussianProcess:
@@ -38,6 +42,10 @@ class GaussianProcess:
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    def __deepcopy__(self, memo: dict) -> "GaussianProcess":
+        """Itself: copies of a model share it, and with it every table computed from it."""
+        return self
 
     @cached_property
     def tables(self) -> dict[str, Tensor]:

@@ -13,55 +13,62 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from marcli.model.process.gaussian import GaussianProcess, ReverseStep, keep, reverse_sample
+from marcli.model.process.gaussian import Constant, GaussianProcess, ReverseStep, keep, reverse_sample
 
 
 @dataclass(frozen=True)
 class OdeStep:
-    """Constants of one ODE step, as Python floats."""
+    """Constants of one ODE step."""
 
-    from_x: float
-    from_x0: float
-    from_change: float
+    index: int
+    timestep: int
+    x0_from_x: Constant
+    x0_from_eps: Constant
+    from_x: Constant
+    from_x0: Constant
+    from_change: Constant
 
 
 class Ancestral:
     """Draws x_{t-1} from p(x_{t-1} | x_t)."""
 
-    def __init__(self, process: GaussianProcess, *, temperature: float, clip: float | None) -> None:
+    def __init__(self, *, temperature: float, clip: float | None) -> None:
         self.temperature, self.clip = temperature, clip
 
     def start(self, noise: Tensor) -> Tensor:
         """x at the noisiest step."""
         return noise
 
-    def step(self, i: int, step: ReverseStep, x: Tensor, eps: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
-        """x after the i-th of the steps."""
+    def step(self, step: ReverseStep, x: Tensor, eps: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
+        """x after `step`."""
         return reverse_sample(step, x, eps, variance, noise, self.temperature, self.clip)
 
 
 class Ode:
     """Follows the probability flow ODE; keeps the last x0 between the steps of one generation."""
 
-    def __init__(self, process: GaussianProcess, *, order: int, temperature: float, clip: float | None) -> None:
+    def __init__(self, *, temperature: float, clip: float | None) -> None:
         self.temperature, self.clip = temperature, clip
-        self.steps = ode_steps(process, order)
         self.last_x0: Tensor | None = None
 
     def start(self, noise: Tensor) -> Tensor:
         """x at the noisiest step."""
         return self.temperature * noise
 
-    def step(self, i: int, step: ReverseStep, x: Tensor, eps: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
-        """x after the i-th of the steps."""
+    def step(self, step: OdeStep, x: Tensor, eps: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
+        """x after `step`."""
         x0 = step.x0_from_x * x - step.x0_from_eps * eps
         if self.clip is not None:
             x0 = x0.clamp(-self.clip, self.clip)
-        ode, last_x0, self.last_x0 = self.steps[i], self.last_x0, x0
-        x = ode.from_x * x + ode.from_x0 * x0
-        if ode.from_change and last_x0 is not None:
-            x = x + ode.from_change * (x0 - last_x0)
+        x = step.from_x * x + step.from_x0 * x0
+        if self.last_x0 is not None:
+            x = x + step.from_change * (x0 - self.last_x0)
+        self.last_x0 = x0
         return x
+
+
+Solver = Ancestral | Ode
+SolverStep = ReverseStep | OdeStep
 
 
 def ode_steps(process: GaussianProcess, order: int) -> list[OdeStep]:
@@ -69,16 +76,14 @@ def ode_steps(process: GaussianProcess, order: int) -> list[OdeStep]:
     alphas, sigmas = process.tables["x_from_x0"].flip(0).tolist(), process.tables["x_from_noise"].flip(0).tolist()
     snr = half_log_snr(process).flip(0).tolist()
     steps: list[OdeStep] = []
-    for i, (alpha, sigma) in enumerate(zip(alphas, sigmas, strict=True)):
-        if i + 1 == len(alphas):
-            steps.append(OdeStep(0.0, 1.0, 0.0))
-            continue
-        next_alpha, next_sigma = alphas[i + 1], sigmas[i + 1]
-        from_x0 = next_alpha - next_sigma * alpha / sigma
-        change = 0.0
-        if order == 2 and i > 0:
-            change = from_x0 * (snr[i + 1] - snr[i]) / (2 * (snr[i] - snr[i - 1]))
-        steps.append(OdeStep(next_sigma / sigma, from_x0, change))
+    for i, step in enumerate(process.reverse_steps()):
+        from_x, from_x0, from_change = 0.0, 1.0, 0.0
+        if step.index > 0:
+            from_x = sigmas[i + 1] / sigmas[i]
+            from_x0 = alphas[i + 1] - from_x * alphas[i]
+            if order == 2 and i > 0:
+                from_change = from_x0 * (snr[i + 1] - snr[i]) / (2 * (snr[i] - snr[i - 1]))
+        steps.append(OdeStep(step.index, step.timestep, step.x0_from_x, step.x0_from_eps, from_x, from_x0, from_change))
     return steps
 
 
@@ -99,8 +104,14 @@ def process_for(solver: str, process: GaussianProcess, num_steps: int, max_times
     return keep(process, set(nearest.tolist()))
 
 
-def make_solver(name: str, process: GaussianProcess, *, temperature: float, clip: float | None) -> Ancestral | Ode:
-    """The solver called 'ancestral', 'ddim' or 'dpm++2m', fresh for one generation."""
+@lru_cache(maxsize=256)
+def solver_steps(name: str, process: GaussianProcess) -> list[ReverseStep] | list[OdeStep]:
+    """Constants of the steps of the solver called 'ancestral', 'ddim' or 'dpm++2m', the noisiest first."""
     if name == "ancestral":
-        return Ancestral(process, temperature=temperature, clip=clip)
-    return Ode(process, order={"ddim": 1, "dpm++2m": 2}[name], temperature=temperature, clip=clip)
+        return process.reverse_steps()
+    return ode_steps(process, order={"ddim": 1, "dpm++2m": 2}[name])
+
+
+def make_solver(name: str, *, temperature: float, clip: float | None) -> Solver:
+    """The solver of that name, fresh for one generation."""
+    return (Ancestral if name == "ancestral" else Ode)(temperature=temperature, clip=clip)

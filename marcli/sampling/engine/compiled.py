@@ -6,21 +6,24 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from marcli.sampling.engine.denoise import Body
+from marcli.sampling.engine.denoise import Body, GuidedStep
 from marcli.sampling.engine.transformer import FastBlock
+
+MOST_VARIANTS = 32  # of one part: with and without guidance, one row or more, the first step's tensors, the last step
 
 log = logging.getLogger("marcli")
 
 
 def compile_parts(model: nn.Module) -> None:
-    """Compile the denoiser's body and the transformer's blocks in place; a failure leaves them as they are."""
+    """Compile both halves of a diffusion step and the transformer's blocks in place; what fails stays as it is."""
+    torch._dynamo.config.recompile_limit = max(MOST_VARIANTS, torch._dynamo.config.recompile_limit)
     for part in compilable(model):
         part.forward = CompiledOrPlain(part)
 
 
 def compilable(model: nn.Module) -> Iterator[nn.Module]:
     """The parts worth compiling."""
-    return (part for part in model.modules() if isinstance(part, Body | FastBlock))
+    return (part for part in model.modules() if isinstance(part, Body | GuidedStep | FastBlock))
 
 
 class CompiledOrPlain:

@@ -9,6 +9,7 @@ from torch import Tensor
 from marcli.model.backbone.dit import DiT
 from marcli.model.order import raster_order
 from marcli.model.process.gaussian import reverse_sample
+from marcli.model.process.solvers import solver_steps
 from marcli.recipe.schema import Recipe
 from marcli.sampling.engine.base import head_sampling
 from marcli.sampling.reveal import OnStep
@@ -45,7 +46,7 @@ class DiTEngine:
     ) -> Float[Tensor, "batch channels side side"]:
         """Generate latents of these classes; there are no AR steps for `on_step` to see."""
         x = tape.noise[:, :, 0]
-        for i, step in enumerate(self.process.reverse_steps()):
+        for i, step in enumerate(solver_steps("ancestral", self.process)):
             eps, variance = self.predict(x, step.timestep, labels)
             s = self.settings
             x = reverse_sample(step, x, eps, variance, tape.noise[:, :, i + 1], s.temperature, s.clip_denoised)
