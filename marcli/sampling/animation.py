@@ -28,11 +28,15 @@ class Animation:
         self.patch_size = system.recipe.model.patch_size
         self.path = path
         self.frames: list[Image.Image] = []
+        self.complete = False
 
     def watch(
         self, step: RevealStep, known: Shaped[Tensor, "batch known dim"], order: Int[Tensor, "batch tokens"]
     ) -> None:
-        """Decode what is known after a step; hand this to `generate` as `on_step`."""
+        """Decode what is known after a step of the first batch; hand this to `generate` as `on_step`."""
+        if self.complete:
+            return
+        self.complete = known.shape[1] == order.shape[1]
         known, order = known[:PICTURES], order[:PICTURES]
         batch, num_known, dim = known.shape
         hidden = known.new_zeros(batch, order.shape[1] - num_known, dim)

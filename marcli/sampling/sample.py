@@ -45,12 +45,10 @@ def sample(
     animation = Animation(system, out / "animation.gif") if animate and processes.is_main else None
     shown = Progress(title="sample", total=sum(map(len, batches)), unit="pictures", shown=processes.is_main)
     with StopRequest() as stop, Album(out) as album, shown as progress:
-        for number, batch in enumerate(batches):
-            watch = animation.watch if animation and number == 0 else None
-            drawn = generate(engine, system.tokenizer, classes=classes, seed=seed, batches=[batch], on_step=watch)
-            for pictures in drawn:
-                album.add(pictures)
-            progress.advance(len(batch))
+        watch = None if animation is None else animation.watch
+        for pictures in generate(engine, system.tokenizer, classes=classes, seed=seed, batches=batches, on_step=watch):
+            album.add(pictures)
+            progress.advance(len(pictures.indices))
             if stop.requested:
                 raise StoppedError(f"Stopped after {progress.done} pictures in {out}; the same command makes the rest")
     processes.wait()

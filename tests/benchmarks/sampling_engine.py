@@ -6,7 +6,8 @@ and `fast` are measured at every `--every`-th of the recipe's AR steps, from ran
 scaled to all steps; presets of approximations, whose AR steps depend on each other, run whole generations.
 
 With MARCLI_PUBLISHED_MAR=FOLDER the published code of that folder generates too, at `--published-steps` AR steps,
-beside the plain engine at as many; its `.cuda()` is made to do nothing.
+beside the plain engine at as many; on a CPU its `.cuda()` is made to do nothing, on a GPU it runs in fp16 autocast
+as its evaluation does, beside plain bf16.
 
 The clock `cpu` counts the process's processor time: with --threads 1 it can be read on a machine shared with others.
 """
@@ -107,7 +108,9 @@ class Published:
 
     def __init__(self, folder: str, options: argparse.Namespace) -> None:
         sys.path.insert(0, folder)
-        torch.Tensor.cuda = lambda self, *args, **kwargs: self
+        self.device = torch.device(options.device)
+        if self.device.type == "cpu":
+            torch.Tensor.cuda = lambda self, *args, **kwargs: self
         from models import mar
 
         self.options = options
@@ -117,14 +120,17 @@ class Published:
         for parameter in self.model.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
+        self.model.to(self.device)
 
     @torch.inference_mode()
     def __call__(self, clock: Callable[[], float]) -> dict[str, float]:
         batch, start = self.options.batch_size, clock()
-        self.model.sample_tokens(
-            bsz=batch, num_iter=self.options.published_steps, cfg=self.options.cfg, labels=torch.arange(batch)
-        )
-        return {"whole": clock() - start}
+        labels = torch.arange(batch, device=self.device)
+        with torch.autocast("cuda", dtype=torch.float16, enabled=self.device.type == "cuda"):  # as its evaluation does
+            self.model.sample_tokens(
+                bsz=batch, num_iter=self.options.published_steps, cfg=self.options.cfg, labels=labels
+            )
+        return {"whole": settle(self.device, clock) - start}
 
 
 def settle(device: torch.device, clock: Callable[[], float]) -> float:
@@ -148,9 +154,10 @@ def candidates(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[Cal
     folder = os.environ.get("MARCLI_PUBLISHED_MAR")
     if folder:
         shorter = [f"sample.steps={options.published_steps}"]
-        plain = engine_for(options, model, "plain", "fp32", shorter)
-        yield f"plain-fp32, {options.published_steps} steps", WholeGeneration(plain, options)
-        yield f"published-fp32, {options.published_steps} steps", Published(folder, options)
+        precision, theirs = ("fp32", "fp32") if options.device == "cpu" else ("bf16", "fp16 autocast")
+        plain = engine_for(options, model, "plain", precision, shorter)
+        yield f"plain-{precision}, {options.published_steps} steps", WholeGeneration(plain, options)
+        yield f"published-{theirs}, {options.published_steps} steps", Published(folder, options)
 
 
 def main() -> None:

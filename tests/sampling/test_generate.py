@@ -1,10 +1,13 @@
 """Randomness belongs to the picture: its index and seed decide it, nothing else."""
 
+from concurrent.futures import Executor, Future
+
 import pytest
 import torch
 
 from marcli.sampling.engine.build import build_engine
-from marcli.sampling.generate import generate, micro_batches
+from marcli.sampling.generate import generate, micro_batches, one_ahead
+from marcli.sampling.tape import Tape
 from tests.model import tiny
 
 CPU = torch.device("cpu")
@@ -122,3 +125,27 @@ def test_a_batch_that_does_not_fit_is_made_in_halves():
     assert (parts.images.int() - whole.images.int()).abs().max() <= 1
     with pytest.raises(torch.OutOfMemoryError):
         list(generate(Cramped(engine, room=0), system.tokenizer, **wanted))
+
+
+class AtOnce(Executor):
+    """Does what is submitted before it returns."""
+
+    def submit(self, function, /, *args, **kwargs):
+        done = Future()
+        done.set_result(function(*args, **kwargs))
+        return done
+
+
+def test_one_tape_is_drawn_ahead_and_never_two():
+    drawn = []
+
+    def draw(indices):
+        drawn.append(indices)
+        return Tape(torch.tensor([indices]), torch.zeros(1, 1, 1, 1))
+
+    ahead = one_ahead(AtOnce(), draw, [[0], [1], [2]])
+    for number, (indices, tape) in enumerate(ahead):
+        assert indices == [number] and tape.order.item() == number
+        assert drawn == [[0], [1], [2]][: number + 2]
+    assert number == 2
+    assert list(one_ahead(AtOnce(), draw, [])) == []
