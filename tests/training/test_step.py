@@ -1,5 +1,9 @@
 """What one step is made of: no waiting for the device, bf16 beside fp32, compiled blocks."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -76,3 +80,32 @@ def test_compiled_blocks_compute_the_same(recipe, start, tmp_path):
         losses.append([take_step(job, job.feed.batch(step), Window([])).item() for step in range(3)])
         assert not any("_orig_mod" in name for name in job.model.state_dict())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+VARIANTS = """
+import torch
+from marcli.training.blocks import compile_blocks
+from tests.model import tiny
+
+torch._dynamo.config.fail_on_recompile_limit_hit = True
+tiny.BACKBONES["masked"] |= {"encoder_depth": 3, "decoder_depth": 3}
+of = tiny.recipe("masked", "random", "diffusion")
+model, latents = tiny.model(of).train(), tiny.latents(of, 4)
+compile_blocks(model)
+for num_known in (3, 5, 9, 0, 12, 1, 2):
+    draws = tiny.draws(model, 4, num_known)
+    loss = model(latents, torch.tensor([1, 2, 3, 4]), draws, num_known)
+    loss.mean().backward()
+print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+
+
+@pytest.mark.slow
+def test_few_compilations_serve_every_number_of_known_tokens():
+    """In a process without the tests' type checks, which break compiled code into pieces."""
+    command = [sys.executable, "-c", VARIANTS]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= 2 * 3, "encoder, decoder and head: one of the first length, one of all others"
