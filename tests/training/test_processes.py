@@ -48,9 +48,18 @@ def worker(rank, world_size, port, recipe, path, act, answers):
         answers.put((rank, "crash", traceback.format_exc()))
 
 
-def train_in(world_size, recipe, path, act=lambda job, rank: None):
-    """Fork `world_size` processes; return how each ended, by rank."""
-    context, port = multiprocessing.get_context("fork"), free_port()
+def leave_alone(job, rank):
+    """No sabotage."""
+
+
+def train_in(world_size, recipe, path, act=leave_alone):
+    """Start `world_size` processes; return how each ended, by rank.
+
+    They are forked from a server that has done no more than import: autograd refuses to run in the child of a process
+    in which it has run and has seen a GPU, be it a fake one.
+    """
+    context, port = multiprocessing.get_context("forkserver"), free_port()
+    context.set_forkserver_preload([__name__, "sklearn.datasets", "torch._dynamo"])  # seconds each worker need not take
     answers = context.Queue()
     workers = [
         context.Process(target=worker, args=(rank, world_size, port, recipe, path, act, answers), daemon=True)
@@ -76,7 +85,7 @@ def quiet(recipe):
 
 @pytest.fixture(autouse=True)
 def straight(train, quiet, tmp_path):
-    """The same training in one process, this one; its imports are then inherited by the workers."""
+    """The same training in one process, this one."""
     train(quiet, tmp_path / "straight")
     return losses(tmp_path / "straight")
 
