@@ -33,7 +33,8 @@ class Entry:
 
     def on(self, device: torch.device, dtype: torch.dtype) -> "Entry":
         """The entry on `device`, its model in `dtype`; tokenizers stay in float32."""
-        model, tokenizer = self.system.model.to(device=device, dtype=dtype), self.system.tokenizer.to(device)
+        model = self.system.model.to(device=device, dtype=dtype)
+        tokenizer = self.system.tokenizer.to(device, memory_format=torch.channels_last)
         return replace(self, system=replace(self.system, model=model, tokenizer=tokenizer))
 
 

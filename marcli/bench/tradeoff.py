@@ -77,7 +77,9 @@ def contenders_of(
         system = entry.system
         usable, without = engines_for(system, engines)
         notes += [f"{system.name}: the {name} engine cannot run a DiT" for name in without]
-        built = {name: build_engine(system, name=name, device=device, precision=precision) for name in usable}
+        built = {
+            name: build_engine(system, name=name, device=device, precision=precision, compiled=True) for name in usable
+        }
         for variant, engine in itertools.product(entry.variants, built.values()):
             point = point_of(
                 variant.recipe,

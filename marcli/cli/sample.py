@@ -85,22 +85,25 @@ def sample(
 
     from marcli.runtime.accelerator import start_processes
     from marcli.sampling.engine.build import build_engine
+    from marcli.sampling.engine.compiled import compiling_pays
 
     here = start_processes(precision=precision, gpus=gpus)
+    settings = system.recipe.sample
+    long = compiling_pays(settings.num // (settings.batch_size * here.world_size))
     record = write_samples(
         system,
-        build_engine(system, name=engine, device=here.device, precision=here.precision),
+        build_engine(system, name=engine, device=here.device, precision=here.precision, compiled=long),
         here,
         out=folder,
-        num=system.recipe.sample.num,
+        num=settings.num,
         seed=seed,
         classes=wanted,
-        batch_size=system.recipe.sample.batch_size,
+        batch_size=settings.batch_size,
         npz=npz,
         animate=animate,
     )
     if here.is_main:
-        lines = [f"{system.recipe.sample.num} pictures, grid.png and samples.json are in {folder}"]
+        lines = [f"{settings.num} pictures, grid.png and samples.json are in {folder}"]
         lines += [f"note: {system.note}"] if system.note else []
-        lines += approximation_lines(system.recipe.sample.approximate)
+        lines += approximation_lines(settings.approximate)
         print_result(lines, {**record, "out": str(folder), "images": len(record["images"])}, as_json=as_json)

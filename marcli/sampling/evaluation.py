@@ -15,6 +15,7 @@ from marcli.metrics.extract import FeatureBatch, extract_images
 from marcli.metrics.features import Extractor
 from marcli.runtime.accelerator import Processes
 from marcli.sampling.engine.build import EngineName, build_engine
+from marcli.sampling.engine.compiled import compiling_pays
 from marcli.sampling.generate import generate, micro_batches
 from marcli.sampling.system import System
 
@@ -52,9 +53,15 @@ def collect_samples(
 
     Raises StoppedError after a signal, with everything finished kept: the same call continues with the same pictures.
     """
-    maker = build_engine(system, name=engine, device=processes.device, precision=precision)
-    tokenizer = system.tokenizer.to(processes.device)
-    batch_size = system.recipe.sample.batch_size
+    units = micro_batches(start=0, stop=num, batch_size=system.recipe.sample.batch_size, rank=0, world_size=1)
+    maker = build_engine(
+        system,
+        name=engine,
+        device=processes.device,
+        precision=precision,
+        compiled=compiling_pays(len(units) // processes.world_size),
+    )
+    tokenizer = system.tokenizer.to(processes.device, memory_format=torch.channels_last)
 
     def produce(wanted: Sequence[Sequence[int]]) -> Iterator[FeatureBatch]:
         for pictures in generate(maker, tokenizer, classes=classes, seed=seed, batches=wanted):
@@ -69,7 +76,6 @@ def collect_samples(
         "precision": precision,
         "torch": torch.__version__,
     }
-    units = micro_batches(start=0, stop=num, batch_size=batch_size, rank=0, world_size=1)
     return collect(
         units, produce, folder=folder, settings=settings, processes=processes, title=f"samples of seed {seed}"
     )

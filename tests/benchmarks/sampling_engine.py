@@ -49,7 +49,8 @@ def engine_for(options: argparse.Namespace, model: nn.Module, name: str, precisi
     """An engine over the shared weights with the benchmark's settings and further overrides."""
     recipe = read_recipe(shipped_recipe(options.recipe), [*settings(options), *overrides])
     system = System("random", recipe, model, None, "raw", None, "random weights")
-    return build_engine(system, name=name, device=torch.device(options.device), precision=precision)
+    device = torch.device(options.device)
+    return build_engine(system, name=name, device=device, precision=precision, compiled=True)
 
 
 def settings(options: argparse.Namespace) -> list[str]:

@@ -5,6 +5,7 @@ from concurrent.futures import Executor, Future
 import pytest
 import torch
 
+from marcli.sampling import generate as generation
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.generate import generate, micro_batches, one_ahead
 from marcli.sampling.tape import Tape
@@ -125,6 +126,17 @@ def test_a_batch_that_does_not_fit_is_made_in_halves():
     assert (parts.images.int() - whole.images.int()).abs().max() <= 1
     with pytest.raises(torch.OutOfMemoryError):
         list(generate(Cramped(engine, room=0), system.tokenizer, **wanted))
+
+
+def test_a_large_batch_is_decoded_in_parts(monkeypatch):
+    system = tiny.system(tiny.recipe("masked", "random", "diffusion"))
+    engine = build_engine(system, name="plain", device=CPU, precision="fp32")
+    wanted, sizes, decode = dict(classes=[0, 1, 2], seed=3, batches=[range(5)]), [], system.tokenizer.decode
+    (whole,) = generate(engine, system.tokenizer, **wanted)
+    monkeypatch.setattr(generation, "DECODED_AT_ONCE", 2)
+    monkeypatch.setattr(system.tokenizer, "decode", lambda latents: sizes.append(len(latents)) or decode(latents))
+    (parts,) = generate(engine, system.tokenizer, **wanted)
+    assert sizes == [2, 2, 1] and torch.equal(parts.images, whole.images)
 
 
 class AtOnce(Executor):

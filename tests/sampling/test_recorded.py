@@ -40,9 +40,9 @@ def latents(engine, seed=0):
     return engine.latents(labels=LABELS, tape=engine.draw_tape(seed=seed, indices=range(3)), on_step=None)
 
 
-def recorded_engine(whole, of, capture):
+def recorded_engine(whole, of, capture, *, at_once=True):
     engine = FastEngine(whole, of)
-    record_parts(engine.model, capture)
+    record_parts(engine.model, capture, at_once=at_once)
     return engine
 
 
@@ -71,8 +71,21 @@ def test_one_recording_per_count_of_tokens_serves_every_guidance():
     assert capture.captured == len(counts) + len(engine.schedule)
 
 
+def test_one_batch_records_its_head_and_the_second_its_transformer():
+    of = recipe("masked", "random", "diffusion", cfg=3.0, steps=6)
+    whole, capture = model(of), Again()
+    engine = recorded_engine(whole, of, capture, at_once=False)
+    counts = [step.count for step in engine.schedule]
+    recurring = {count for count in counts if counts.count(count) > 1}
+    assert 0 < len(recurring) < len(set(counts)), "the test would show nothing"
+    for seed, captured in ((0, len(recurring)), (1, len(set(counts)) + len(counts))):
+        expected = latents(PlainEngine(whole, of), seed)
+        assert (latents(engine, seed) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert capture.captured == captured
+
+
 def test_a_result_survives_the_next_replay():
-    recorded = Recorded(lambda tensors, setting: tensors[0] * setting, Again())
+    recorded = Recorded(lambda tensors, setting: tensors[0] * setting, Again(), at_once=True)
     first = recorded([torch.tensor([1.0])], 2)
     second = recorded([torch.tensor([5.0])], 2)
     assert first.item() == 2 and second.item() == 10 and recorded([torch.tensor([5.0])], 3).item() == 15

@@ -15,11 +15,17 @@ EngineName = Literal["auto", "plain", "fast"]
 
 
 def build_engine(
-    system: System, *, name: EngineName, device: torch.device, precision: Literal["fp32", "bf16"]
+    system: System,
+    *,
+    name: EngineName,
+    device: torch.device,
+    precision: Literal["fp32", "bf16"],
+    compiled: bool = False,
 ) -> Engine:
     """Return an engine on `device`; the system's own model is left as it is.
 
     'auto' is the fastest lossless engine that can run this model here; 'fast' raises UsageError where there is none.
+    `compiled` is for long work (see `compiling_pays`): on a GPU its first batch takes a minute or so longer.
     """
     is_dit = system.recipe.model.backbone.kind == "dit"
     if name == "fast" and is_dit:
@@ -34,4 +40,4 @@ def build_engine(
         return DiTEngine(convert(model), system.recipe)
     if name == "plain":
         return PlainEngine(convert(model), system.recipe)
-    return FastEngine(model, system.recipe, convert)
+    return FastEngine(model, system.recipe, convert, compiled=compiled)

@@ -11,7 +11,14 @@ from marcli.sampling.engine.transformer import FastBlock
 
 MOST_VARIANTS = 32  # of one part: with and without guidance, one row or more, the first step's tensors, the last step
 
+WORTH_COMPILING = 32  # batches; compiling takes about a minute, a batch between half a second and five
+
 log = logging.getLogger("marcli")
+
+
+def compiling_pays(num_batches: int) -> bool:
+    """Whether a GPU that generates so many batches gets back the time that compiling takes."""
+    return num_batches >= WORTH_COMPILING
 
 
 def compile_parts(model: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """The fast engine: the plain loop over faster modules. It computes the same pictures.
 
-On a GPU those are compiled, and recorded as CUDA graphs; on a CPU neither pays within a run.
+On a GPU those are recorded as CUDA graphs and, for long work, compiled; on a CPU neither pays within a run.
 """
 
 from torch import nn
@@ -23,13 +23,19 @@ class FastEngine(PlainEngine):
 
     name = "fast"
 
-    def __init__(self, model: AutoregressiveModel, recipe: Recipe, convert: Convert = unchanged) -> None:
-        """`convert` brings each part to the device and dtype of generation just before it is rearranged."""
+    def __init__(
+        self, model: AutoregressiveModel, recipe: Recipe, convert: Convert = unchanged, *, compiled: bool = False
+    ) -> None:
+        """`convert` brings each part to the device and dtype of generation just before it is rearranged.
+
+        `compiled` spends a minute or so of the first batch on a GPU for all the others.
+        """
         twin = fast_twin(model, convert)
         self.blocks = twin.backbone
         if twin.null_class.device.type == "cuda":
-            compile_parts(twin)
-            record_parts(twin, CudaGraphs())
+            if compiled:
+                compile_parts(twin)
+            record_parts(twin, CudaGraphs(), at_once=compiled)
         super().__init__(twin, recipe)
 
     def feature_cache(self) -> FeatureCache:
@@ -45,12 +51,12 @@ def fast_twin(model: AutoregressiveModel, convert: Convert = unchanged) -> Autor
     return twin.eval()
 
 
-def record_parts(twin: AutoregressiveModel, capture: Capture) -> None:
-    """Run the fast parts of a twin through recordings."""
+def record_parts(twin: AutoregressiveModel, capture: Capture, *, at_once: bool) -> None:
+    """Run the fast parts of a twin through recordings, made `at_once` or when something comes again."""
     if isinstance(twin.backbone, FastMaskedBackbone):
-        twin.backbone = RecordedBackbone(twin.backbone, capture)
+        twin.backbone = RecordedBackbone(twin.backbone, capture, at_once=at_once)
     if isinstance(twin.head, FastDiffusionHead):
-        twin.head = RecordedHead(twin.head, capture)
+        twin.head = RecordedHead(twin.head, capture, at_once=at_once)
 
 
 def fast_part(part: nn.Module, convert: Convert) -> nn.Module:

@@ -1,8 +1,9 @@
 """CUDA graphs: a function of tensors is recorded once per combination of shapes, then replayed without the host.
 
 Generation repeats a handful of shapes for every batch (7 counts of revealed tokens and 64 of known ones at 64 AR
-steps), so that nearly all of its thousands of kernels come from recordings. Where recording fails or memory runs
-short, the function itself is called, and one line says why.
+steps), so that nearly all of its thousands of kernels come from recordings. A recording costs about two calls, so in
+short work a combination is recorded when it comes again: a single batch records its head and never its transformer.
+Where recording fails or memory runs short, the function itself is called, and one line says why.
 """
 
 import logging
@@ -17,7 +18,7 @@ from marcli.model.head.base import Head, HeadSampling
 from marcli.sampling.engine.denoise import FastDiffusionHead
 from marcli.sampling.engine.transformer import FastMaskedBackbone
 
-WARM_UP_CALLS = 2
+WARM_UP_CALLS = 1  # on the side stream, of what has run before
 MEMORY_KEPT_FREE = 0.1  # of the device; no more recordings below it
 
 log = logging.getLogger("marcli")
@@ -44,7 +45,8 @@ class CudaGraphs:
         if free < MEMORY_KEPT_FREE * total:
             raise MemoryError(f"only {free / 2**30:.1f} GiB of GPU memory are free")
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # Other threads (of a data loader, say) may go on using the device meanwhile.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             result = function()
         return graph.replay, result
 
@@ -61,17 +63,23 @@ class Recording:
 class Recorded:
     """`function(tensors, setting)` through recordings, one for each setting and combination of shapes."""
 
-    def __init__(self, function: Callable[..., Tensor], capture: Capture) -> None:
-        self.function, self.capture = function, capture
+    def __init__(self, function: Callable[..., Tensor], capture: Capture, *, at_once: bool) -> None:
+        """`at_once` records a combination when it has been used once, otherwise only when it comes again."""
+        self.function, self.capture, self.at_once = function, capture, at_once
         self.recordings: dict[Hashable, Recording] = {}
+        self.seen: set[Hashable] = set()
         self.gave_up = False
 
     def __call__(self, tensors: Sequence[Tensor], setting: Hashable) -> Tensor:
         key = (setting, *((tensor.shape, tensor.dtype) for tensor in tensors))
-        if key not in self.recordings and not self.gave_up:
+        if key in self.seen:
             self.record(key, tensors, setting)
         if key not in self.recordings:
-            return self.function(tensors, setting)
+            result = self.function(tensors, setting)  # first without a recording: it also compiles and warms up
+            if self.at_once:
+                self.record(key, tensors, setting)
+            self.seen.add(key)
+            return result
         recording = self.recordings[key]
         for place, tensor in zip(recording.inputs, tensors, strict=True):
             place.copy_(tensor)
@@ -79,7 +87,9 @@ class Recorded:
         return recording.result.clone()  # the next replay writes over it
 
     def record(self, key: Hashable, tensors: Sequence[Tensor], setting: Hashable) -> None:
-        """Add a recording; after the first failure no other is tried."""
+        """Add a recording where there is none; after the first failure no other is tried."""
+        if key in self.recordings or self.gave_up:
+            return
         inputs = [tensor.clone() for tensor in tensors]
         try:
             replay, result = self.capture(lambda: self.function(inputs, setting))
@@ -93,10 +103,10 @@ class Recorded:
 class RecordedHead(Head):
     """A fast diffusion head whose whole reverse process is one recording."""
 
-    def __init__(self, head: FastDiffusionHead, capture: Capture) -> None:
+    def __init__(self, head: FastDiffusionHead, capture: Capture, *, at_once: bool) -> None:
         super().__init__()
         self.head = head
-        self.recorded = Recorded(self.run, capture)
+        self.recorded = Recorded(self.run, capture, at_once=at_once)
 
     def noise(
         self, generator: Generator, num_tokens: int, num_steps: int, settings: HeadSampling
@@ -125,10 +135,10 @@ class RecordedHead(Head):
 class RecordedBackbone(nn.Module):
     """A fast masked backbone with one recording per number of known tokens."""
 
-    def __init__(self, backbone: FastMaskedBackbone, capture: Capture) -> None:
+    def __init__(self, backbone: FastMaskedBackbone, capture: Capture, *, at_once: bool) -> None:
         super().__init__()
         self.backbone = backbone
-        self.recorded = Recorded(self.run, capture)
+        self.recorded = Recorded(self.run, capture, at_once=at_once)
 
     def predict(
         self,
