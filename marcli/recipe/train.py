@@ -32,7 +32,9 @@ class Train(Section):
         default="stop",
         description="on a loss that is not finite: stop at the last checkpoint, or skip up to 9 steps in a row",
     )
-    compile: bool = Field(default=False, description="torch.compile the blocks")
+    compile: bool | None = Field(
+        default=None, description="torch.compile the blocks; null: on a GPU, for 10,000 steps or more"
+    )
     seed: int = Field(default=0, ge=0, description="of weights, data order, masks and noise")
     log_every: int = Field(default=50, ge=1, description="steps between lines of metrics.jsonl")
     sample_every: int | None = Field(

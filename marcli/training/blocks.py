@@ -3,8 +3,14 @@
 from collections.abc import Iterator
 from functools import partial
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from marcli.recipe.train import Train
+from marcli.sampling.engine.compiled import CompiledOrPlain
+
+WORTH_COMPILING = 10_000  # steps; compiling takes a minute or two, and gives back some milliseconds of each step
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
@@ -20,7 +26,17 @@ def checkpoint_activations(model: nn.Module) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
+def compiling_pays(train: Train, device: torch.device, total: int) -> bool:
+    """Whether the blocks of a run of `total` steps are compiled: as the recipe says, else for long work on a GPU."""
+    if train.compile is not None:
+        return train.compile
+    return device.type == "cuda" and total >= WORTH_COMPILING
+
+
 def compile_blocks(model: nn.Module) -> None:
-    """Compile each block; equal blocks share their code, and names in the state dict stay as they are."""
+    """Compile each block; equal blocks share their code, and names in the state dict stay as they are.
+
+    Where compiling fails the blocks stay as they are, and one line says why.
+    """
     for block in blocks(model):
-        block.compile()
+        block.forward = CompiledOrPlain(block.forward)

@@ -21,7 +21,7 @@ from marcli.runtime.seeding import item_seed
 from marcli.tokenizer.base import Tokenizer
 from marcli.tokenizer.build import build_tokenizer, prepare_tokenizer, save_tokenizer
 from marcli.training.agreement import Agreement
-from marcli.training.blocks import checkpoint_activations, compile_blocks
+from marcli.training.blocks import checkpoint_activations, compile_blocks, compiling_pays
 from marcli.training.checkpoint import Trained, load_checkpoint, newest_checkpoint
 from marcli.training.ema import Ema
 from marcli.training.feed import Batch, Feed
@@ -106,10 +106,10 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
     state = resume(run, trained, source, agreement, announce)
     if state["step"] > total:
         raise UsageError(f"the run in {run.path} has already taken {state['step']} steps, more than {total}")
+    if compiling_pays(recipe.train, processes.device, total):
+        compile_blocks(model)
     if recipe.train.activation_checkpointing:
         checkpoint_activations(model)
-    if recipe.train.compile:
-        compile_blocks(model)
     return Job(
         recipe=recipe,
         run=run,

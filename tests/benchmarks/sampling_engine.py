@@ -3,7 +3,8 @@
 Every candidate generates with the same random MAR weights (modulations and output included, which training would
 have moved from zero) in one process, candidates taking turns, so that only ratios between them are read. `plain`
 and `fast` are measured at every `--every`-th of the recipe's AR steps, from random known tokens, and the sum is
-scaled to all steps; presets of approximations, whose AR steps depend on each other, run whole generations.
+scaled to all steps; presets of approximations, whose AR steps depend on each other, run whole generations, and so
+does `as-published`, the published way of working (see as_published.py; bf16 is autocast's there).
 
 With MARCLI_PUBLISHED_MAR=FOLDER the published code of that folder generates too, at `--published-steps` AR steps,
 beside the plain engine at as many; on a CPU its `.cuda()` is made to do nothing, on a GPU it runs in fp16 autocast
@@ -30,6 +31,10 @@ from marcli.recipe.reader import read_recipe, shipped_recipe
 from marcli.recipe.schema import Recipe
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.system import System
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.as_published import AsPublished
 
 PUBLISHED_NAMES = {"mar_b": "mar_base", "mar_l": "mar_large", "mar_h": "mar_huge"}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -104,6 +109,22 @@ class WholeGeneration:
         return {"whole": settle(self.engine.device, clock) - start}
 
 
+class PublishedWay:
+    """The published way of working on weights of its own."""
+
+    def __init__(self, options: argparse.Namespace, recipe: Recipe, precision: str) -> None:
+        self.device, self.half = torch.device(options.device), precision == "bf16"
+        model = random_model(recipe).requires_grad_(True)  # autocast keeps the converted weights of such parameters
+        self.sampler = AsPublished(model.to(self.device), recipe)
+        self.labels = torch.arange(options.batch_size, device=self.device)
+
+    def __call__(self, clock: Callable[[], float]) -> dict[str, float]:
+        start = clock()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+            self.sampler.tokens(self.labels)
+        return {"whole": settle(self.device, clock) - start}
+
+
 class Published:
     """The published sampler on its own random weights."""
 
@@ -148,7 +169,9 @@ def candidates(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[Cal
     measured = SampledSteps if options.every > 1 else WholeGeneration
     for candidate in options.candidates:
         name, _, precision = candidate.rpartition("-")
-        if name in PRESETS:
+        if name == "as-published":
+            yield candidate, PublishedWay(options, recipe, precision)
+        elif name in PRESETS:
             yield candidate, WholeGeneration(engine_for(options, model, "fast", precision, overrides_of(name)), options)
         else:
             yield candidate, measured(engine_for(options, model, name, precision, []), options)
@@ -176,7 +199,7 @@ def main() -> None:
         "--candidates",
         nargs="+",
         default=["plain-fp32", "fast-fp32", "fast-bf16", "turbo-bf16"],
-        metavar="plain|fast|PRESET-fp32|bf16",
+        metavar="plain|fast|PRESET|as-published-fp32|bf16",
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")

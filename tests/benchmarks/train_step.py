@@ -33,7 +33,7 @@ from marcli.model.layers.embed import at_positions, take
 from marcli.recipe.reader import read_recipe
 from marcli.runtime.accelerator import count_gpus, start_processes
 from marcli.training.agreement import Agreement
-from marcli.training.blocks import compile_blocks
+from marcli.training.blocks import compile_blocks, compiling_pays
 from marcli.training.checkpoint import Trained
 from marcli.training.ema import Ema
 from marcli.training.feed import Feed
@@ -43,6 +43,7 @@ from marcli.training.optim import apply_step, build_optimizer, gradient_norm
 from marcli.training.setup import Job
 
 HIDDEN_SHARE = 0.867  # mean of the published law
+TOTAL = 10**6  # steps of the run of which some are timed
 
 
 class RandomLatents:
@@ -62,7 +63,7 @@ def our_step(recipe, precision, gpus):
     processes, latent, train = start_processes(precision=precision, gpus=gpus), recipe.latent, recipe.train
     torch.manual_seed(0)
     model = build_model(recipe).to(processes.device).train()
-    if train.compile:
+    if compiling_pays(train, processes.device, TOTAL):
         compile_blocks(model)
     model.num_known = lambda generator: recipe.num_tokens - int(np.ceil(recipe.num_tokens * HIDDEN_SHARE))
     source = RandomLatents((latent.channels, latent.size, latent.size))
@@ -80,13 +81,13 @@ def our_step(recipe, precision, gpus):
         forward=processes.accelerator.prepare(model),
         trained=trained,
         feed=feed,
-        total=10**6,
+        total=TOTAL,
         warmup=0,
         first_step=0,
         open_window=[],
     )
     parameters, guard = list(model.parameters()), NonFiniteGuard("stop", processes.device)
-    batches = feed.batches(0, 10**6)
+    batches = feed.batches(0, TOTAL)
 
     def step():
         loss = forward_backward(job, next(batches))

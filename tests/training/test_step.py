@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from marcli.runtime.accelerator import start_processes
 from marcli.runtime.rundir import RunDir
+from marcli.training.blocks import compiling_pays
 from marcli.training.loop import forward_backward
 from marcli.training.metrics_log import Window
 from marcli.training.nonfinite import NonFiniteGuard
@@ -71,9 +72,19 @@ def test_bf16_is_near_fp32_and_keeps_fp32_weights(recipe, tmp_path):
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
 
 
+def test_long_runs_on_a_gpu_are_compiled_unless_the_recipe_says_otherwise(recipe):
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    default = recipe().train
+    assert compiling_pays(default, gpu, 10_000)
+    assert not compiling_pays(default, gpu, 9_999) and not compiling_pays(default, cpu, 10_000)
+    assert compiling_pays(recipe(compile=True).train, cpu, 1)
+    assert not compiling_pays(recipe(compile=False).train, gpu, 10**6)
+
+
 @pytest.mark.slow
-def test_compiled_blocks_compute_the_same(recipe, start, tmp_path):
-    settings = dict(model__backbone__dropout=0.0)
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_compiled_blocks_compute_the_same(recipe, start, recomputed, tmp_path):
+    settings = dict(model__backbone__dropout=0.0, activation_checkpointing=recomputed)
     losses = []
     for compiled in (False, True):
         job = start(recipe(**settings, compile=compiled), tmp_path / str(compiled))

@@ -1,7 +1,8 @@
 """torch.compile for the parts of the fast engine that are many small kernels: one compilation for all sizes."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ def compile_parts(model: nn.Module) -> None:
     """Compile both halves of a diffusion step and the transformer's blocks in place; what fails stays as it is."""
     torch._dynamo.config.recompile_limit = max(MOST_VARIANTS, torch._dynamo.config.recompile_limit)
     for part in compilable(model):
-        part.forward = CompiledOrPlain(part)
+        part.forward = CompiledOrPlain(part.forward)
 
 
 def compilable(model: nn.Module) -> Iterator[nn.Module]:
@@ -34,25 +35,27 @@ def compilable(model: nn.Module) -> Iterator[nn.Module]:
 
 
 class CompiledOrPlain:
-    """A module's forward, compiled at its first call; plain from then on if that fails."""
+    """A function, compiled at its first call for tensors of any size; plain from then on if that call fails."""
 
     told = False
 
-    def __init__(self, module: nn.Module) -> None:
-        self.plain = module.forward
-        self.run = torch.compile(module.forward, dynamic=True)
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.plain = function
+        self.run = torch.compile(function, dynamic=True)
+        self.settled = False
 
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        try:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
+        if self.settled:  # what is raised from now on is the caller's, such as the end of a recomputation
             return self.run(*args, **kwargs)
+        try:
+            result = self.run(*args, **kwargs)
         except torch.OutOfMemoryError:
             raise  # a smaller batch may fit
         except Exception as error:  # a missing compiler, driver or kernel: its kinds are not documented
-            if self.run is self.plain:
-                raise
-            self.run = self.plain
+            self.run, result = self.plain, self.plain(*args, **kwargs)
             if not CompiledOrPlain.told:
                 CompiledOrPlain.told = True
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                log.warning(f"sampling goes on without torch.compile: {reason}")
-            return self.plain(*args, **kwargs)
+                log.warning(f"going on without torch.compile: {reason}")
+        self.settled = True
+        return result
