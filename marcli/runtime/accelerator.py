@@ -5,6 +5,7 @@ GPU, and turns FSDP on a CPU into plain data parallelism; both are made errors h
 """
 
 import atexit
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from marcli.runtime.launch import join_slurm_step
 from marcli.runtime.memory import keep_freed_memory
 
 Precision = Literal["auto", "bf16", "fp32"]
+
+log = logging.getLogger("marcli")
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ def start_processes(*, precision: Precision, gpus: str, gradient_accumulation: i
             f"WORLD_SIZE is {world_size}, but {accelerator.num_processes} process(es) found each other: "
             "start with --gpus or --processes, or with torchrun"
         )
+    if on_cpu and precision == "bf16" and accelerator.is_main_process and not cpu_has_bf16():
+        log.warning("this CPU has no instructions for bf16 and emulates it, which is slower than --precision fp32")
     if world_size > 1:
         atexit.register(_leave_group)
     return Processes(
@@ -122,6 +127,12 @@ def _leave_group() -> None:
     """End gloo's threads before the interpreter goes; otherwise they abort it now and then (SIGABRT)."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether oneDNN multiplies bf16 matrices on this CPU instead of emulating it; True where it cannot be asked."""
+    ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return ask is None or ask()
 
 
 def resolve_precision(precision: Precision, *, on_cpu: bool) -> Literal["bf16", "fp32"]:

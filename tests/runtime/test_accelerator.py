@@ -1,5 +1,6 @@
 """Devices and ranks: what is asked for is what runs, or an error says why not."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -42,6 +43,18 @@ def test_one_process_twice_with_other_settings() -> None:
         assert (processes.rank, processes.world_size, processes.device.type) == (0, 1, "cpu")
         assert processes.precision == ("bf16" if precision == "bf16" else "fp32")
         assert processes.any(True) and not processes.any(False)
+
+
+@pytest.mark.parametrize(
+    ("has_it", "precision", "lines"), [(False, "bf16", 1), (True, "bf16", 0), (False, "fp32", 0), (False, "auto", 0)]
+)
+def test_emulated_bf16_is_said(has_it, precision, lines, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(accelerator, "cpu_has_bf16", lambda: has_it)
+    with caplog.at_level(logging.WARNING, logger="marcli"):
+        start_processes(precision=precision, gpus="0")
+    assert [record.message for record in caplog.records if "emulates" in record.message] == (
+        ["this CPU has no instructions for bf16 and emulates it, which is slower than --precision fp32"] * lines
+    )
 
 
 def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from marcli.runtime.accelerator import cpu_has_bf16
+
 Activation = Literal["none", "gelu", "swish"]
 ACTIVATIONS = {"none": lambda x: x, "gelu": F.gelu, "swish": F.silu}
 EXACT_GELU = "none"  # oneDNN's name for the GELU without tanh
@@ -47,6 +49,4 @@ def can_pack(weight: Tensor) -> bool:
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    return weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and cpu_has_bf16())
