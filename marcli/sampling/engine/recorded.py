@@ -41,6 +41,7 @@ class CudaGraphs:
             for _ in range(WARM_UP_CALLS):
                 function()
         torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.empty_cache()  # what is only kept back counts as free
         free, total = torch.cuda.mem_get_info()
         if free < MEMORY_KEPT_FREE * total:
             raise MemoryError(f"only {free / 2**30:.1f} GiB of GPU memory are free")
