@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from marcli.sampling.engine.denoise import Body, GuidedStep
+from marcli.sampling.engine.denoise import Body
 from marcli.sampling.engine.transformer import FastBlock
+from marcli.sampling.engine.update import Update
 
 MOST_VARIANTS = 32  # of one part: with and without guidance, one row or more, the first step's tensors, the last step
 
@@ -31,7 +32,7 @@ def compile_parts(model: nn.Module) -> None:
 
 def compilable(model: nn.Module) -> Iterator[nn.Module]:
     """The parts worth compiling."""
-    return (part for part in model.modules() if isinstance(part, Body | GuidedStep | FastBlock))
+    return (part for part in model.modules() if isinstance(part, Body | Update | FastBlock))
 
 
 class CompiledOrPlain:

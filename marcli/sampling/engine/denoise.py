@@ -4,8 +4,6 @@ Modulations are a function of timestep and z alone, so those of many diffusion s
 as `MODULATION_BYTES` hold. Guided and unguided half share x, so the token is embedded once.
 """
 
-from dataclasses import fields, replace
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -16,11 +14,11 @@ from marcli.model.head.denoiser import DenoisingMLP, ResidualBlock
 from marcli.model.head.diffusion import DiffusionHead
 from marcli.model.layers.block import NORM_EPS
 from marcli.model.process.gaussian import GaussianProcess
-from marcli.model.process.solvers import Solver, SolverStep, make_solver, process_for, solver_steps
+from marcli.model.process.solvers import make_solver, process_for
 from marcli.sampling.engine.linear import PackedLinear, packed
+from marcli.sampling.engine.update import MergedStep, Update, merged_steps
 
 MODULATION_BYTES = 64 * 2**20
-ALIGNED = 4  # floats from one constant to the next: compiled kernels copy what does not start at 16 bytes
 
 
 class FastDiffusionHead(Head):
@@ -35,9 +33,9 @@ class FastDiffusionHead(Head):
         self.z_embed = packed(denoiser.z_embed, pack=True)
         self.modulate = Modulations(denoiser)
         self.body = Body(denoiser)
-        self.solve = GuidedStep()
+        self.update = Update()
         self._time_tables: dict[GaussianProcess, Tensor] = {}
-        self._constants: dict[tuple[str, GaussianProcess], list[SolverStep]] = {}
+        self._steps: dict[tuple[str, GaussianProcess, float], list[MergedStep]] = {}
 
     def noise(
         self, generator: Generator, num_tokens: int, num_steps: int, settings: HeadSampling
@@ -55,31 +53,24 @@ class FastDiffusionHead(Head):
     ) -> Float[Tensor, "batch wanted dim"]:
         """Run the reverse process; a 0-dim tensor as guidance lets a captured graph serve every step."""
         process = process_for(settings.solver, self.process, settings.diffusion_steps, settings.max_timestep)
-        solver = make_solver(settings.solver, temperature=settings.temperature, clip=settings.clip_denoised)
-        steps, times = self.constants(settings.solver, process, z.device), self.time_table(process, z.device)
+        steps, times = self.steps(process, z.device, settings), self.time_table(process, z.device)
         conditions = self.z_embed(torch.stack([z] if z_null is None else [z, z_null]).flatten(1, 2))
         noise = noise.permute(2, 0, 1, 3).flatten(1, 2).contiguous()  # [draws, rows, dim]
-        x = solver.start(noise[0])
+        x, x0 = make_solver(settings.solver, temperature=settings.temperature, clip=None).start(noise[0]), None
         at_once = self.modulate.steps_at_once(conditions)
         for first in range(0, len(steps), at_once):
             modulations = self.modulate(times[first : first + at_once], conditions)
             for i, step in enumerate(steps[first : first + at_once]):
                 output = self.body(x.to(z.dtype), [modulation[i] for modulation in modulations])
-                x = self.solve(solver, step, x, output, guidance, noise[first + i + 1])
+                x, x0 = self.update(step, x, output, guidance, noise[first + i + 1], x0, settings.clip_denoised)
         return x.unflatten(0, z.shape[:2])
 
-    def constants(self, solver: str, process: GaussianProcess, device: torch.device) -> list[SolverStep]:
-        """A solver's steps with their numbers on the device: for Python floats compiled code would be made anew."""
-        if (solver, process) not in self._constants:
-            steps = solver_steps(solver, process)
-            names = [field.name for field in fields(steps[0]) if field.name not in ("index", "timestep")]
-            values = torch.tensor([[getattr(step, name) for name in names] for step in steps], device=device)
-            apart = F.pad(values.unsqueeze(2), (0, ALIGNED - 1))[:, :, 0]
-            self._constants[solver, process] = [
-                replace(step, **dict(zip(names, row.unbind(), strict=True)))
-                for step, row in zip(steps, apart, strict=True)
-            ]
-        return self._constants[solver, process]
+    def steps(self, process: GaussianProcess, device: torch.device, settings: HeadSampling) -> list[MergedStep]:
+        """A solver's steps with their constants on the device; computed once."""
+        key = (settings.solver, process, settings.temperature)
+        if key not in self._steps:
+            self._steps[key] = merged_steps(settings.solver, process, temperature=settings.temperature, device=device)
+        return self._steps[key]
 
     def time_table(self, process: GaussianProcess, device: torch.device) -> Float[Tensor, "steps width"]:
         """Embeddings of the process's timesteps in the order in which they are visited; computed once."""
@@ -150,24 +141,3 @@ class FastResidualBlock(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         shift, scale, gate = modulation.chunk(3, dim=-1)
         return torch.addcmul(x, gate, self.fc2(self.fc1(torch.addcmul(shift, self.norm(x), scale))))
-
-
-class GuidedStep(nn.Module):
-    """What follows the body: guidance, then the solver's step. All of it is elementwise, one kernel once compiled."""
-
-    def forward(
-        self,
-        solver: Solver,
-        step: SolverStep,
-        x: Float[Tensor, "rows dim"],
-        output: Float[Tensor, "halves rows two_dim"],
-        guidance: float | Float[Tensor, ""],
-        noise: Float[Tensor, "rows dim"],
-    ) -> Float[Tensor, "rows dim"]:
-        """x after `step`; a second half of `output` is the unguided one."""
-        output = output.float()
-        eps, variance = output[0].chunk(2, dim=-1)
-        if len(output) == 2:
-            eps_null = output[1, :, : x.shape[-1]]
-            eps = eps_null + guidance * (eps - eps_null)
-        return solver.step(step, x, eps, variance, noise)
