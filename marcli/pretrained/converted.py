@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -52,6 +51,8 @@ def convert_once(source: Path) -> Converted:
     Raises MarcliError when the file is of no known layout, would run code, is cut short, has a tensor too few, too
     many or of another shape, or holds values that are not finite.
     """
+    from filelock import FileLock  # a tenth of a second that no run of one's own needs
+
     sha256 = sha256_file(checked_file(source))
     folder = user_cache() / "converted" / f"{sha256}-{VERSION}"
     folder.parent.mkdir(parents=True, exist_ok=True)
