@@ -28,7 +28,7 @@ def spread(*, gpus: str, processes: int) -> None:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import torch without the garbage collector, which takes a tenth of the time, finds nothing, and would come back."""
+    """Import torch without the garbage collector: it takes a tenth of the time and finds nothing, now or later."""
     gc.disable()
     try:
         yield
