@@ -57,6 +57,8 @@ class FastDiffusionHead(Head):
         conditions = self.z_embed(torch.stack([z] if z_null is None else [z, z_null]).flatten(1, 2))
         noise = noise.permute(2, 0, 1, 3).flatten(1, 2).contiguous()  # [draws, rows, dim]
         x, x0 = make_solver(settings.solver, temperature=settings.temperature, clip=None).start(noise[0]), None
+        if not isinstance(guidance, Tensor):
+            guidance = torch.full((), guidance, device=z.device)
         at_once = self.modulate.steps_at_once(conditions)
         for first in range(0, len(steps), at_once):
             modulations = self.modulate(times[first : first + at_once], conditions)

@@ -70,7 +70,7 @@ class Update(nn.Module):
         step: MergedStep,
         x: Float[Tensor, "rows dim"],
         output: Float[Tensor, "halves rows two_dim"],
-        guidance: float | Float[Tensor, ""],
+        guidance: Float[Tensor, ""],
         noise: Float[Tensor, "rows dim"],
         last_x0: Float[Tensor, "rows dim"] | None,
         clip: float | None,
