@@ -99,7 +99,7 @@ from marcli.training.blocks import compile_blocks
 from tests.model import tiny
 
 torch._dynamo.config.fail_on_recompile_limit_hit = True
-tiny.BACKBONES["masked"] |= {"encoder_depth": 3, "decoder_depth": 3}
+tiny.BACKBONES["masked"] |= {"encoder_depth": 6, "decoder_depth": 6}  # more blocks than dynamo would recompile for
 of = tiny.recipe("masked", "random", "diffusion")
 model, latents = tiny.model(of).train(), tiny.latents(of, 4)
 compile_blocks(model)
