@@ -5,6 +5,7 @@ picture's order and noise come from its own generator, so a neighbour never chan
 """
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,12 +59,12 @@ def generate(
     on_step: OnStep | None = None,
 ) -> Iterator[Pictures]:
     """Yield the pictures of each batch of indices, decoded on the engine's device, on the CPU."""
+    maker = Maker(engine, tokenizer, on_step)
     with ThreadPoolExecutor(1, thread_name_prefix="marcli-tape") as drawer:
         for indices, tape in one_ahead(drawer, partial(engine.draw_tape, seed=seed), batches):
             labels = [class_of(index, classes) for index in indices]
             there = torch.tensor(labels, device=engine.device)
-            images = images_of(engine, tokenizer, there, tape.to(engine.device), on_step)
-            yield Pictures(list(indices), labels, images)
+            yield Pictures(list(indices), labels, maker.images(there, tape.to(engine.device)))
 
 
 def one_ahead(
@@ -80,22 +81,33 @@ def one_ahead(
         yield drawn[0], drawn[1].result()
 
 
-@torch.inference_mode()
-def images_of(
-    engine: Engine, tokenizer: Tokenizer, labels: Int[Tensor, " batch"], tape: Tape, on_step: OnStep | None
-) -> UInt8[Tensor, "batch channels height width"]:
-    """Decoded pictures on the CPU; a batch that does not fit the device's memory is made in halves."""
-    try:
-        latents = engine.latents(labels=labels, tape=tape, on_step=on_step)
-        return torch.cat([tokenizer.decode(part) for part in latents.split(DECODED_AT_ONCE)]).cpu()
-    except torch.OutOfMemoryError:
-        if len(labels) == 1:
-            raise
-    log.warning(f"a batch of {len(labels)} does not fit the memory of {engine.device}: it is made in halves")
-    halves = (slice(0, len(labels) // 2), slice(len(labels) // 2, None))
-    return torch.cat(
-        [
-            images_of(engine, tokenizer, labels[half], Tape(tape.order[half], tape.noise[half]), on_step)
-            for half in halves
-        ]
-    )
+class Maker:
+    """Makes and decodes batches in parts that fit the device's memory: whole ones, until one does not fit."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, on_step: OnStep | None) -> None:
+        self.engine, self.tokenizer, self.on_step = engine, tokenizer, on_step
+        self.most = sys.maxsize  # pictures in one part
+
+    @torch.inference_mode()
+    def images(self, labels: Int[Tensor, " batch"], tape: Tape) -> UInt8[Tensor, "batch channels height width"]:
+        """Decoded pictures on the CPU; raises torch.OutOfMemoryError when not even one fits."""
+        parts: list[Tensor] = []
+        start = 0
+        while start < len(labels):
+            part = slice(start, min(start + self.most, len(labels)))
+            try:
+                parts.append(self.decoded(labels[part], Tape(tape.order[part], tape.noise[part])))
+            except torch.OutOfMemoryError:
+                size = part.stop - part.start
+                if size == 1:
+                    raise
+                self.most = -(-size // 2)
+                log.warning(f"{size} pictures do not fit the memory of {self.engine.device}: from now on {self.most}")
+            else:
+                start = part.stop
+        return torch.cat(parts)
+
+    def decoded(self, labels: Tensor, tape: Tape) -> Tensor:
+        """Pictures of one part, on the CPU."""
+        latents = self.engine.latents(labels=labels, tape=tape, on_step=self.on_step)
+        return torch.cat([self.tokenizer.decode(part) for part in latents.split(DECODED_AT_ONCE)]).cpu()

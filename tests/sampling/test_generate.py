@@ -115,15 +115,22 @@ class Cramped:
         return self.engine.latents(labels=labels, tape=tape, on_step=on_step)
 
 
-def test_a_batch_that_does_not_fit_is_made_in_halves():
+def test_what_does_not_fit_is_made_in_parts_from_then_on(caplog):
     system = tiny.system(tiny.recipe("masked", "random", "diffusion"))
     engine = build_engine(system, name="plain", device=CPU, precision="fp32")
-    wanted = dict(classes=[0, 1, 2], seed=3, batches=[range(5)])
-    (whole,) = generate(engine, system.tokenizer, **wanted)
+    wanted = dict(classes=[0, 1, 2], seed=3, batches=[range(5), range(5, 10)])
     cramped = Cramped(engine, room=2)
-    (parts,) = generate(cramped, system.tokenizer, **wanted)
-    assert cramped.sizes == [5, 2, 3, 1, 2] and parts.labels == whole.labels
-    assert (parts.images.int() - whole.images.int()).abs().max() <= 1
+    batches = zip(
+        generate(engine, system.tokenizer, **wanted), generate(cramped, system.tokenizer, **wanted), strict=True
+    )
+    for whole, parts in batches:
+        assert parts.labels == whole.labels and parts.images.shape == whole.images.shape
+        assert (parts.images.int() - whole.images.int()).abs().max() <= 1
+    assert cramped.sizes == [5, 3, 2, 2, 1, 2, 2, 1]
+    assert [record.message for record in caplog.records] == [
+        "5 pictures do not fit the memory of cpu: from now on 3",
+        "3 pictures do not fit the memory of cpu: from now on 2",
+    ]
     with pytest.raises(torch.OutOfMemoryError):
         list(generate(Cramped(engine, room=0), system.tokenizer, **wanted))
 
