@@ -36,6 +36,8 @@ class Animation:
         """Decode what is known after a step of the first batch; hand this to `generate` as `on_step`."""
         if self.complete:
             return
+        if step.index == 0:
+            self.frames.clear()  # of a batch that did not fit the memory
         self.complete = known.shape[1] == order.shape[1]
         known, order = known[:PICTURES], order[:PICTURES]
         batch, num_known, dim = known.shape
