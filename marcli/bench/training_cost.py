@@ -16,6 +16,7 @@ from marcli.bench.cost import (
     embed_parameters,
     head_parameters,
 )
+from marcli.model.layers.embed import NUM_TIMESTEPS
 from marcli.recipe.model import CausalBackbone, DiffusionHead, DiTBackbone, MaskedBackbone
 from marcli.recipe.schema import Recipe
 
@@ -98,16 +99,20 @@ def causal_forward(recipe: Recipe) -> Forward:
 
 
 def head_forward(recipe: Recipe, rows: float) -> Forward:
-    """The head on `rows` tokens; a diffusion head sees each at several timesteps and its condition once."""
+    """The head on `rows` tokens; a diffusion head sees each at several timesteps and its condition once.
+
+    Of many timesteps each is embedded once for all images of a forward pass, here those of one process.
+    """
     head, weights = recipe.model.head, head_parameters(recipe)
     if not isinstance(head, DiffusionHead):
         return {f"head/{name}": (2.0 * rows * count, count, 3) for name, count in weights.items()}
-    draws = rows * head.noise_draws
+    draws, together = rows * head.noise_draws, recipe.train.micro_batch_size or recipe.train.batch_size
+    times = min(draws, NUM_TIMESTEPS / together)
     entry, first_time = recipe.token_dim * head.width, TIME_FREQUENCIES * head.width
     return {
         "head/condition": (2.0 * rows * weights["condition"], weights["condition"], 3),
-        "head/frequencies": (2.0 * draws * first_time, first_time, 2),
-        "head/time": (2.0 * draws * (weights["time"] - first_time), weights["time"] - first_time, 3),
+        "head/frequencies": (2.0 * times * first_time, first_time, 2),
+        "head/time": (2.0 * times * (weights["time"] - first_time), weights["time"] - first_time, 3),
         "head/modulation": (2.0 * draws * weights["modulation"], weights["modulation"], 3),
         "head/noisy": (2.0 * draws * entry, entry, 2),
         "head/body": (2.0 * draws * (weights["body"] - entry), weights["body"] - entry, 3),

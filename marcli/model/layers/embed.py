@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+NUM_TIMESTEPS = 1000
 NUM_FREQUENCIES = 256
 MAX_PERIOD = 10000.0
 
@@ -20,7 +21,14 @@ class TimestepEmbedding(nn.Module):
         self.fc2 = nn.Linear(width, width)
 
     def forward(self, t: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows width"]:
-        """Embed timesteps in 0..999."""
+        """Embed timesteps in 0..999; where they are more than that, each is computed once and looked up."""
+        if t.numel() <= NUM_TIMESTEPS:
+            return self.embed(t)
+        table = self.embed(torch.arange(NUM_TIMESTEPS, device=t.device))
+        return F.embedding(t, table.float())  # in fp32, for the gradients of equal timesteps are summed
+
+    def embed(self, t: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows width"]:
+        """The MLP itself."""
         return self.fc2(F.silu(self.fc1(sinusoids(t).to(self.fc1.weight.dtype))))
 
 

@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-NUM_TIMESTEPS = 1000
-
+from marcli.model.layers.embed import NUM_TIMESTEPS
 
 # Python floats, or tensors that lie on the device already: a loop over steps never waits for it.
 Constant = float | Float[Tensor, ""]
