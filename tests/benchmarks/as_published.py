@@ -1,7 +1,7 @@
-"""The published sampler's way of working, in this package's modules: a yardstick that needs nothing else.
+"""The published way of working, in this package's modules: a yardstick that needs nothing else.
 
-It generates with the plain modules, but spends its time as the published code does, operation by operation (counted on
-a CPU they are 0.6 % apart; with a model so small that only their number costs time, this one is 9 % faster):
+The sampler generates with the plain modules, but spends its time as the published code does, operation by operation
+(counted on a CPU they are 0.6 % apart; with a model so small that only their number costs time, it is 9 % faster):
 
 - every schedule array, the map of timesteps and the table of frequencies travel from the host whenever they are used;
 - the timestep is embedded for every row, z is embedded anew and SiLU taken in every block at every diffusion step;
@@ -10,11 +10,12 @@ a CPU they are 0.6 % apart; with a model so small that only their number costs t
 - the whole last decoder layer is computed; guidance is a tensor that the host compares with 1;
 - weights stay fp32, half precision comes from autocast, and noise is drawn when it is needed.
 
-The published code itself runs beside it in sampling_engine.py where MARCLI_PUBLISHED_MAR names it.
+`loss` is the head's part of a training step, as wasteful. The published code itself runs beside both of them in
+sampling_engine.py and train_step.py where MARCLI_PUBLISHED_MAR and MARCLI_MAR name it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,9 +23,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from marcli.model.autoregressive import AutoregressiveModel
+from marcli.model.head.denoiser import DenoisingMLP
+from marcli.model.head.diffusion import DiffusionHead
 from marcli.model.layers.embed import MAX_PERIOD, NUM_FREQUENCIES
+from marcli.model.process.losses import diffusion_loss
 from marcli.recipe.schema import Recipe
 
+LOSS_ARRAYS = (
+    "x_from_x0",
+    "x_from_noise",
+    *("mean_from_x0", "mean_from_x", "log_variance_min", "log_variance_min") * 2,
+)
+LOSS_ARRAYS += ("x0_from_x", "x0_from_eps", "log_variance_min", "log_variance_max")
 REVERSE_ARRAYS = ("log_variance_min", "log_variance_max", "x0_from_x", "x0_from_eps", "mean_from_x0", "mean_from_x")
 
 
@@ -98,26 +108,11 @@ class AsPublished:
     def denoise(self, x: Tensor, t: Tensor, z: Tensor, guidance: Tensor) -> Tensor:
         """Guided eps and the variances, of both halves."""
         first = x[: len(x) // 2]
-        output = self.network(torch.cat([first, first]), t, z)
+        output = every_row(self.model.head.denoiser, torch.cat([first, first]), t, z)
         eps, rest = output[:, : x.shape[1]], output[:, x.shape[1] :]
         eps, null = torch.split(eps, len(eps) // 2)
         eps = null + guidance * (eps - null)
         return torch.cat([torch.cat([eps, eps]), rest], dim=1)
-
-    def network(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """The denoising MLP, everything in it computed for every row."""
-        net = self.model.head.denoiser
-        x = net.token_embed(x)
-        half = NUM_FREQUENCIES // 2
-        frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half).to(x.device)
-        angles = t[:, None].float() * frequencies[None]
-        waves = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
-        y = net.time_embed.fc2(F.silu(net.time_embed.fc1(waves))) + net.z_embed(z)
-        for block in net.blocks:
-            shift, scale, gate = block.modulation(F.silu(y)).chunk(3, dim=-1)
-            x = x + gate * block.fc2(F.silu(block.fc1(block.norm(x) * (1 + scale) + shift)))
-        shift, scale = net.final_modulation(F.silu(y)).chunk(2, dim=-1)
-        return net.out(net.final_norm(x) * (1 + scale) + shift)
 
     def reverse(self, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
         """x one diffusion step earlier."""
@@ -129,16 +124,44 @@ class AsPublished:
         torch.exp(log_variance)
         x0 = at("x0_from_x") * x - at("x0_from_eps") * eps
         mean = at("mean_from_x0") * x0 + at("mean_from_x") * x
-        self.from_host(self.variance, t, x.shape), at("log_variance_min")
+        from_host(self.variance, t, x.shape), at("log_variance_min")
         noise = torch.randn_like(x)
         inside = (t != 0).float().view(-1, 1)
         return mean + inside * torch.exp(0.5 * log_variance) * noise * self.sample.temperature
 
-    def looked_up(self, t: Tensor, shape: Sequence[int]):
+    def looked_up(self, t: Tensor, shape: Sequence[int]) -> Callable[[str], Tensor]:
         """A function of an array's name: its values at `t`, in every element."""
-        return lambda name: self.from_host(self.arrays[name], t, shape)
+        return lambda name: from_host(self.arrays[name], t, shape)
 
-    @staticmethod
-    def from_host(array: np.ndarray, t: Tensor, shape: Sequence[int]) -> Tensor:
-        """Values of a host array at `t`."""
-        return torch.from_numpy(array).to(t.device)[t].float()[..., None] + torch.zeros(shape, device=t.device)
+
+def every_row(net: DenoisingMLP, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+    """The denoising MLP, everything in it computed for every row."""
+    x = net.token_embed(x)
+    half = NUM_FREQUENCIES // 2
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half).to(x.device)
+    angles = t[:, None].float() * frequencies[None]
+    waves = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+    y = net.time_embed.fc2(F.silu(net.time_embed.fc1(waves))) + net.z_embed(z)
+    for block in net.blocks:
+        shift, scale, gate = block.modulation(F.silu(y)).chunk(3, dim=-1)
+        x = x + gate * block.fc2(F.silu(block.fc1(block.norm(x) * (1 + scale) + shift)))
+    shift, scale = net.final_modulation(F.silu(y)).chunk(2, dim=-1)
+    return net.out(net.final_norm(x) * (1 + scale) + shift)
+
+
+def loss(head: DiffusionHead, z: Tensor, x0: Tensor) -> Tensor:
+    """The loss of every row; timesteps and noise are drawn on the device, arrays looked up wherever they are used."""
+    process = head.process
+    t, noise = torch.randint(len(process), (len(x0),), device=x0.device), torch.randn_like(x0)
+    at = {name: from_host(process.tables[name].numpy(), t, x0.shape) for name in LOSS_ARRAYS[:2]}
+    x = at["x_from_x0"] * x0 + at["x_from_noise"] * noise
+    prediction = every_row(head.denoiser, x, t, z).float()
+    for name in LOSS_ARRAYS[2:]:  # which `diffusion_loss` then finds on the device
+        from_host(process.tables[name].numpy(), t, x0.shape)
+    mse, vb = diffusion_loss(process, x0, x, t, noise, prediction)
+    return mse + vb
+
+
+def from_host(array: np.ndarray, t: Tensor, shape: Sequence[int]) -> Tensor:
+    """Values of a host array at `t`, in every element."""
+    return torch.from_numpy(array).to(t.device)[t].float()[..., None] + torch.zeros(shape, device=t.device)

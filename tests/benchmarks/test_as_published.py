@@ -4,6 +4,7 @@ import torch
 
 from marcli.model.process.gaussian import reverse_sample
 from marcli.model.process.solvers import solver_steps
+from tests.benchmarks import as_published
 from tests.benchmarks.as_published import AsPublished
 from tests.model.tiny import model, recipe
 
@@ -42,6 +43,17 @@ def test_a_diffusion_step_is_that_of_the_plain_head(monkeypatch):
         eps = eps[2:] + 2.0 * (eps[:2] - eps[2:])
         expected = reverse_sample(step, x, eps, variance[:2], noise[:2], 0.9, None)
         assert (given - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_the_loss_is_that_of_the_plain_head(monkeypatch):
+    head, rows = yardstick().model.head, 50
+    z, x0, noise = (torch.randn(rows, width) for width in (head.denoiser.z_embed.in_features, *[head.token_dim] * 2))
+    t = torch.randint(1000, (rows,))
+    monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: t)
+    monkeypatch.setattr(torch, "randn_like", lambda like: noise)
+    given = as_published.loss(head, z, x0)
+    expected = head.loss(z[None], x0[None], {"t": t[None, :, None], "noise": noise[None, :, None]})[0]
+    assert (given - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_it_generates():
