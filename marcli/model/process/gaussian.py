@@ -14,22 +14,19 @@ from torch import Tensor
 
 from marcli.model.layers.embed import NUM_TIMESTEPS
 
-# Python floats, or tensors that lie on the device already: a loop over steps never waits for it.
-Constant = float | Float[Tensor, ""]
-
 
 @dataclass(frozen=True)
 class ReverseStep:
-    """Constants of one reverse step."""
+    """Constants of one reverse step, as Python floats so that a loop never waits for a device."""
 
     index: int
     timestep: int
-    x0_from_x: Constant  # 1 / sqrt(alpha_bar)
-    x0_from_eps: Constant  # sqrt(1 / alpha_bar - 1)
-    mean_from_x0: Constant
-    mean_from_x: Constant
-    log_variance_min: Constant
-    log_variance_max: Constant
+    x0_from_x: float  # 1 / sqrt(alpha_bar)
+    x0_from_eps: float  # sqrt(1 / alpha_bar - 1)
+    mean_from_x0: float
+    mean_from_x: float
+    log_variance_min: float
+    log_variance_max: float
 
 
 class GaussianProcess:

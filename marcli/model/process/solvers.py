@@ -13,20 +13,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from marcli.model.process.gaussian import Constant, GaussianProcess, ReverseStep, keep, reverse_sample
+from marcli.model.process.gaussian import GaussianProcess, ReverseStep, keep, reverse_sample
 
 
 @dataclass(frozen=True)
 class OdeStep:
-    """Constants of one ODE step."""
+    """Constants of one ODE step, as Python floats."""
 
     index: int
     timestep: int
-    x0_from_x: Constant
-    x0_from_eps: Constant
-    from_x: Constant
-    from_x0: Constant
-    from_change: Constant
+    x0_from_x: float
+    x0_from_eps: float
+    from_x: float
+    from_x0: float
+    from_change: float
 
 
 class Ancestral:
