@@ -23,7 +23,7 @@ from marcli.bench.request import Planned, Request
 from marcli.bench.roofline import Machine, circumstances, measure_machine, roofline_seconds, weight_seconds
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.progress import Progress
-from marcli.sampling.engine.build import EngineName, build_engine
+from marcli.sampling.engine.build import EngineName, build_engine, has_fast_engine
 from marcli.sampling.system import System
 
 CLASS_OF_ENGINE = {"plain": "plain", "fast": "lossless"}
@@ -75,8 +75,8 @@ def contenders_of(
     contenders, notes = [], []
     for entry in entries:
         system = entry.system
-        usable, without = engines_for(system, engines)
-        notes += [f"{system.name}: the {name} engine cannot run a DiT" for name in without]
+        usable, without = engines_for(system, engines, device)
+        notes += [f"{system.name}: the {name} engine has nothing for a DiT on a CPU" for name in without]
         built = {
             name: build_engine(system, name=name, device=device, precision=precision, compiled=True) for name in usable
         }
@@ -101,9 +101,11 @@ def contenders_of(
     return contenders, notes
 
 
-def engines_for(system: System, engines: Sequence[EngineName]) -> tuple[list[EngineName], list[EngineName]]:
+def engines_for(
+    system: System, engines: Sequence[EngineName], device: torch.device
+) -> tuple[list[EngineName], list[EngineName]]:
     """The engines a system can use, the plain one where there is no other, and those it cannot."""
-    if system.recipe.model.backbone.kind != "dit" or "fast" not in engines:
+    if has_fast_engine(system, device) or "fast" not in engines:
         return list(engines), []
     return [name for name in engines if name != "fast"] or ["plain"], ["fast"]
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from marcli.sampling.engine.compiled import CompiledOrPlain, compilable, compile_parts
+from marcli.sampling.engine.dit import DiTEngine
 from marcli.sampling.engine.fast import FastEngine, fast_twin, record_parts
 from marcli.sampling.engine.plain import PlainEngine
-from marcli.sampling.engine.recorded import Recorded
+from marcli.sampling.engine.recorded import Recorded, RecordedDiT
 from tests.model.tiny import COMBINATIONS, model, recipe
 
 LABELS = torch.tensor([1, 7, 4])
@@ -46,20 +47,28 @@ def recorded_engine(whole, of, capture, *, at_once=True):
     return engine
 
 
-@pytest.mark.parametrize("combination", [c for c in COMBINATIONS if c[0] != "dit"], ids="-".join)
-@pytest.mark.parametrize("approximate", [{}, {"final_diffusion_steps": 2, "solver": "dpm++2m"}], ids=["exact", "dpm"])
-def test_same_pictures_from_recordings(combination, approximate):
-    if approximate and combination[2] != "diffusion":
-        return
-    of = recipe(*combination, cfg=3.0, approximate=approximate)
+ANNEALED = {"approximate": {"final_diffusion_steps": 2, "solver": "dpm++2m"}}
+RECORDED = [
+    *((combination, {}) for combination in COMBINATIONS),
+    *((combination, ANNEALED) for combination in COMBINATIONS if combination[2] == "diffusion"),
+    (("causal", "random", "diffusion"), {"kv_cache": False}),
+]
+
+
+@pytest.mark.parametrize(("combination", "settings"), RECORDED, ids=str)
+def test_same_pictures_from_recordings(combination, settings):
+    of = recipe(*combination, cfg=3.0, **settings)
     whole, capture = model(of), Again()
-    engine = recorded_engine(whole, of, capture)
+    if combination[0] == "dit":
+        plain, engine = DiTEngine(whole, of), DiTEngine(RecordedDiT(whole, capture, at_once=True), of)
+    else:
+        plain, engine = PlainEngine(whole, of), recorded_engine(whole, of, capture)
     for seed in (0, 1):  # the second batch is replayed throughout
         captured, replayed = capture.captured, capture.replayed
-        expected = latents(PlainEngine(whole, of), seed)
+        expected = latents(plain, seed)
         assert (latents(engine, seed) - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert capture.captured == captured
-    assert (capture.replayed - replayed > 0) == (combination[0] == "masked" or combination[2] == "diffusion")
+    assert capture.replayed > replayed
 
 
 def test_one_recording_per_count_of_tokens_serves_every_guidance():
@@ -118,7 +127,7 @@ def test_a_compiler_that_fails_leaves_the_plain_code_and_one_line(caplog, monkey
     assert len(list(compilable(engine.model))) == 2 + 2 + 2
     monkeypatch.setattr(torch, "compile", broken)
     monkeypatch.setattr(CompiledOrPlain, "told", False)
-    compile_parts(engine.model)
+    compile_parts(compilable(engine.model))
     with caplog.at_level(logging.WARNING, logger="marcli"):
         given = latents(engine)
     expected = latents(PlainEngine(whole, of))
@@ -148,7 +157,7 @@ for solver in ("ancestral", "dpm++2m"):
     of = tiny.recipe("masked", "random", "diffusion", cfg=3.0, diffusion_steps=12, approximate={"solver": solver})
     model = tiny.model(of)
     engine = FastEngine(model, of)
-    compile_parts(engine.model)
+    compile_parts(compilable(engine.model))
     for labels in ([1, 7, 4], [1]):
         expected = latents(PlainEngine(model, of), labels)
         apart = max(apart, ((latents(engine, labels) - expected).abs().max() / expected.abs().max()).item())
@@ -158,14 +167,50 @@ print(apart, compiled, *(len(_debug_get_cache_entry_list(kind.forward.__code__))
 """
 
 
-@pytest.mark.slow
-def test_compiled_parts_compute_the_same_in_few_variants():
-    """In a process without the tests' type checks, which cannot be compiled."""
+COMPILED_DIT = """
+import torch
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+from marcli.sampling.engine.compiled import compile_parts
+from marcli.sampling.engine.convert import converter
+from marcli.sampling.engine.dit import DiTEngine
+from tests.model import tiny
+
+torch._dynamo.config.fail_on_recompile_limit_hit = True
+of = tiny.recipe("dit", None, None, cfg=3.0, diffusion_steps=4)
+plain = DiTEngine(tiny.model(of), of)
+twin = converter(torch.device("cpu"), torch.float32)(plain.model)
+compile_parts(twin.transformer.transformer_blocks)
+apart = 0
+for labels in (torch.tensor([1, 7, 4]), torch.tensor([1])):
+    tape = plain.draw_tape(seed=0, indices=range(len(labels)))
+    made, expected = (each.latents(labels=labels, tape=tape, on_step=None) for each in (DiTEngine(twin, of), plain))
+    apart = max(apart, ((made - expected).abs().max() / expected.abs().max()).item())
+blocks = twin.transformer.transformer_blocks
+compiled = sum(block.forward.run is not block.forward.plain for block in blocks)
+print(apart, compiled, len(_debug_get_cache_entry_list(type(blocks[0]).forward.__code__)))
+"""
+
+
+def run_alone(code):
+    """What the code prints, in words, in a process without the tests' type checks, which cannot be compiled."""
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", COMPILED]
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
-    apart, compiled, *variants = done.stdout.split()
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+def test_a_compiled_dit_computes_the_same():
+    apart, compiled, variants = run_alone(COMPILED_DIT)
+    assert float(apart) <= 1e-5
+    assert int(compiled) == 2
+    assert 1 <= int(variants) <= 4
+
+
+@pytest.mark.slow
+def test_compiled_parts_compute_the_same_in_few_variants():
+    apart, compiled, *variants = run_alone(COMPILED)
     assert float(apart) <= 1e-5
     assert int(compiled) == 2 * (2 + 6 + 6)
     assert max(map(int, variants)) <= 12, "every diffusion step is compiled anew"

@@ -31,6 +31,8 @@ class CausalBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.num_tokens = num_tokens
+        self.width = width
+        self.heads = heads
         self.token_embed = token_embedding(token_dim=token_dim, codebook_size=codebook_size, width=width)
         self.start_position = embedding(1, 1, width)
         self.own_position = embedding(1, num_tokens, width)
@@ -60,12 +62,8 @@ class CausalBackbone(nn.Module):
 
     def new_cache(self, batch_size: int, like: Tensor) -> list[KeyValueCache]:
         """Room for the keys and values of every layer, in the dtype and on the device of `like`."""
-        caches = []
-        for block in self.blocks:
-            width = block.attn.proj.in_features
-            shape = (batch_size, block.attn.heads, self.num_tokens, width // block.attn.heads)
-            caches.append(KeyValueCache(like.new_empty(shape), like.new_empty(shape)))
-        return caches
+        shape = (batch_size, self.heads, self.num_tokens, self.width // self.heads)
+        return [KeyValueCache(like.new_empty(shape), like.new_empty(shape)) for _ in self.blocks]
 
     def predict(
         self,

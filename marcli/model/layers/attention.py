@@ -48,7 +48,7 @@ class Attention(nn.Module):
             k, v = self.split_heads(F.linear(context, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
         if cache is not None:
             k, v = cache.append(k, v)
-        mask = causal_mask(q, k) if causal and q.shape[2] > 1 else None
+        mask = causal_mask(q, k) if causal else None
         dropout = self.dropout if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         x = self.proj(x.transpose(1, 2).flatten(2))
@@ -60,7 +60,9 @@ class Attention(nn.Module):
         return x.view(b, n, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def causal_mask(q: Tensor, k: Tensor) -> Tensor:
-    """True where a query may look; the last query sees every key."""
+def causal_mask(q: Tensor, k: Tensor) -> Tensor | None:
+    """True where a query may look; the last query sees every key, so alone it needs no mask."""
     queries, keys = q.shape[2], k.shape[2]
+    if queries == 1:
+        return None
     return torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)

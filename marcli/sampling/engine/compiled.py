@@ -1,7 +1,7 @@
 """torch.compile for the parts of the fast engine that are many small kernels: one compilation for all sizes."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -23,15 +23,15 @@ def compiling_pays(num_batches: int) -> bool:
     return num_batches >= WORTH_COMPILING
 
 
-def compile_parts(model: nn.Module) -> None:
-    """Compile both halves of a diffusion step and the transformer's blocks in place; what fails stays as it is."""
+def compile_parts(parts: Iterable[nn.Module]) -> None:
+    """Compile each part in place; what fails stays as it is."""
     torch._dynamo.config.recompile_limit = max(MOST_VARIANTS, torch._dynamo.config.recompile_limit)
-    for part in compilable(model):
+    for part in parts:
         part.forward = CompiledOrPlain(part.forward)
 
 
 def compilable(model: nn.Module) -> Iterator[nn.Module]:
-    """The parts worth compiling."""
+    """The parts of a fast twin that are worth compiling: both halves of a diffusion step, the transformer's blocks."""
     return (part for part in model.modules() if isinstance(part, Body | Update | FastBlock))
 
 

@@ -1,5 +1,6 @@
-"""The DiT's engine: one reverse diffusion of the whole grid, no order."""
+"""The DiT's engines: one reverse diffusion of the whole grid, no order."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,8 @@ from marcli.model.process.gaussian import reverse_sample
 from marcli.model.process.solvers import solver_steps
 from marcli.recipe.schema import Recipe
 from marcli.sampling.engine.base import head_sampling
+from marcli.sampling.engine.compiled import compile_parts
+from marcli.sampling.engine.recorded import CudaGraphs, RecordedDiT
 from marcli.sampling.reveal import OnStep
 from marcli.sampling.tape import Tape, picture_generator
 
@@ -23,16 +26,22 @@ class DiTEngine:
 
     def __init__(self, model: DiT, recipe: Recipe) -> None:
         self.model = model
-        self.cfg = recipe.sample.cfg
         self.guidance_channels = recipe.model.backbone.guidance_channels or model.channels
-        self.settings = head_sampling(recipe)
-        self.process = model.process.respaced(self.settings.diffusion_steps, self.settings.max_timestep)
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
+        self.take_settings(recipe)
+
+    def take_settings(self, recipe: Recipe) -> None:
+        """Sample as `recipe.sample` says from now on."""
+        self.cfg = recipe.sample.cfg
+        self.settings = head_sampling(recipe)
+        self.process = self.model.process.respaced(self.settings.diffusion_steps, self.settings.max_timestep)
 
     def under(self, recipe: Recipe) -> "DiTEngine":
         """The same model under the sampling settings of another recipe of it."""
-        return DiTEngine(self.model, recipe)
+        other = copy.copy(self)
+        other.take_settings(recipe)
+        return other
 
     def draw_tape(self, *, seed: int, indices: Sequence[int]) -> Tape:
         """Starting noise, then one draw per reverse step, for every place of the grid."""
@@ -65,3 +74,15 @@ class DiTEngine:
         (eps, null), variance = eps.chunk(2), variance[: len(x)]
         n = self.guidance_channels
         return torch.cat([(null + self.cfg * (eps - null))[..., :n], eps[..., n:]], dim=-1), variance
+
+
+class FastDiTEngine(DiTEngine):
+    """The same on a GPU, each pass of the network replayed from a recording and, for long work, compiled."""
+
+    name = "fast"
+
+    def __init__(self, model: DiT, recipe: Recipe, *, compiled: bool) -> None:
+        """Changes `model`; `compiled` spends a minute or so of the first batch for all the others."""
+        if compiled:
+            compile_parts(model.transformer.transformer_blocks)
+        super().__init__(RecordedDiT(model, CudaGraphs(), at_once=compiled), recipe)

@@ -6,16 +6,17 @@ On a GPU those are recorded as CUDA graphs and, for long work, compiled; on a CP
 from torch import nn
 
 from marcli.model.autoregressive import AutoregressiveModel
+from marcli.model.backbone.causal import CausalBackbone
 from marcli.model.backbone.masked import MaskedBackbone
 from marcli.model.head.diffusion import DiffusionHead
 from marcli.recipe.schema import Recipe
-from marcli.sampling.engine.compiled import compile_parts
+from marcli.sampling.engine.compiled import compilable, compile_parts
 from marcli.sampling.engine.convert import Convert, unchanged, without
 from marcli.sampling.engine.denoise import FastDiffusionHead
 from marcli.sampling.engine.features import FeatureCache
 from marcli.sampling.engine.plain import PlainEngine
 from marcli.sampling.engine.recorded import Capture, CudaGraphs, RecordedBackbone, RecordedHead
-from marcli.sampling.engine.transformer import FastMaskedBackbone
+from marcli.sampling.engine.transformer import FastCausalBackbone, FastMaskedBackbone
 
 
 class FastEngine(PlainEngine):
@@ -34,7 +35,7 @@ class FastEngine(PlainEngine):
         self.blocks = twin.backbone
         if twin.null_class.device.type == "cuda":
             if compiled:
-                compile_parts(twin)
+                compile_parts(compilable(twin))
             record_parts(twin, CudaGraphs(), at_once=compiled)
         super().__init__(twin, recipe)
 
@@ -53,17 +54,19 @@ def fast_twin(model: AutoregressiveModel, convert: Convert = unchanged) -> Autor
 
 def record_parts(twin: AutoregressiveModel, capture: Capture, *, at_once: bool) -> None:
     """Run the fast parts of a twin through recordings, made `at_once` or when something comes again."""
-    if isinstance(twin.backbone, FastMaskedBackbone):
+    if isinstance(twin.backbone, FastMaskedBackbone | FastCausalBackbone):
         twin.backbone = RecordedBackbone(twin.backbone, capture, at_once=at_once)
     if isinstance(twin.head, FastDiffusionHead):
         twin.head = RecordedHead(twin.head, capture, at_once=at_once)
 
 
 def fast_part(part: nn.Module, convert: Convert) -> nn.Module:
-    """A faster twin of a backbone or head, or the part itself: causal backbones and one-layer heads gain nothing."""
+    """A faster twin of a backbone or head, or the part itself: heads of one layer gain nothing."""
     match part:
         case MaskedBackbone():
             return FastMaskedBackbone(part, convert)
+        case CausalBackbone():
+            return FastCausalBackbone(part, convert)
         case DiffusionHead():
             return FastDiffusionHead(convert(part))
         case _:

@@ -66,7 +66,7 @@ class FeatureCache:
         slots = torch.arange(end, device=x.device)
         slots = torch.cat([slots[: backbone.buffer_size], slots[backbone.buffer_size + old :]]).expand(batch, -1)
         for block in backbone.encoder:
-            q, k, v = block.heads_of(block.qkv(block.norm1(x)), 3)
+            q, k, v = block.queries_keys_values(x)
             keys, values = self.stored(block, k, v, slots)
             x = block.rest(x, q, keys[:, :, :end], values[:, :, :end])
         x = backbone.encoder_norm(x)
@@ -85,12 +85,12 @@ class FeatureCache:
         for block in backbone.decoder[: self.ranking_layer]:
             x = block(x)
         block = backbone.decoder[self.ranking_layer]
-        q, k, v = block.heads_of(block.qkv(block.norm1(x)), 3)
+        q, k, v = block.queries_keys_values(x)
         slots = self.moving_slots(block, v, first, num_wanted, share)
         every = torch.arange(self.num_slots, device=x.device).expand(len(x), -1)
         x = block.rest(take(x, slots), q.gather(2, per_head(slots, q)), *self.stored(block, k, v, every))
         for block in backbone.decoder[self.ranking_layer + 1 : -1]:
-            q, k, v = block.heads_of(block.qkv(block.norm1(x)), 3)
+            q, k, v = block.queries_keys_values(x)
             x = block.rest(x, q, *self.stored(block, k, v, slots))
         last, wanted = backbone.decoder[-1], x[:, :num_wanted]
         (q,) = last.heads_of(last.q(last.norm1(wanted)), 1)

@@ -14,9 +14,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Generator, Tensor, nn
 
+from marcli.model.backbone.dit import DiT
 from marcli.model.head.base import Head, HeadSampling
+from marcli.model.layers.attention import KeyValueCache
 from marcli.sampling.engine.denoise import FastDiffusionHead
-from marcli.sampling.engine.transformer import FastMaskedBackbone
+from marcli.sampling.engine.transformer import FastCausalBackbone, FastMaskedBackbone
 
 WARM_UP_CALLS = 1  # on the side stream, of what has run before
 MEMORY_KEPT_FREE = 0.1  # of the device; no more recordings below it
@@ -134,12 +136,20 @@ class RecordedHead(Head):
 
 
 class RecordedBackbone(nn.Module):
-    """A fast masked backbone with one recording per number of known tokens."""
+    """A fast backbone with one recording per number of known tokens."""
 
-    def __init__(self, backbone: FastMaskedBackbone, capture: Capture, *, at_once: bool) -> None:
+    def __init__(self, backbone: FastMaskedBackbone | FastCausalBackbone, capture: Capture, *, at_once: bool) -> None:
         super().__init__()
         self.backbone = backbone
         self.recorded = Recorded(self.run, capture, at_once=at_once)
+        self.caches: dict[Hashable, list[KeyValueCache]] = {}
+
+    def new_cache(self, batch_size: int, like: Tensor) -> list[KeyValueCache]:
+        """A causal backbone's cache; the same for all batches of a size, since recordings read and write it in place."""
+        key = (batch_size, like.dtype)
+        if key not in self.caches:
+            self.caches[key] = self.backbone.new_cache(batch_size, like)
+        return self.caches[key]
 
     def predict(
         self,
@@ -148,12 +158,38 @@ class RecordedBackbone(nn.Module):
         condition: Float[Tensor, "batch width"],
         *,
         num_wanted: int,
-        cache: None = None,
+        cache: list[KeyValueCache] | None = None,
     ) -> Float[Tensor, "batch wanted width"]:
-        """As the backbone's."""
-        return self.recorded([known, order, condition], num_wanted)
+        """As the backbone's; a cache holds all known tokens but the last."""
+        return self.recorded([known, order, condition], (num_wanted, cache is not None))
 
-    def run(self, tensors: Sequence[Tensor], num_wanted: int) -> Tensor:
-        """What is recorded."""
+    def run(self, tensors: Sequence[Tensor], setting: tuple[int, bool]) -> Tensor:
+        """What is recorded; it can run twice, for the length of a cache follows from the known tokens."""
         known, order, condition = tensors
-        return self.backbone.predict(known, order, condition, num_wanted=num_wanted)
+        num_wanted, cached = setting
+        cache = self.caches[len(known), condition.dtype] if cached else None
+        for layer in cache or []:
+            layer.length = known.shape[1]
+        return self.backbone.predict(known, order, condition, num_wanted=num_wanted, cache=cache)
+
+
+class RecordedDiT(DiT):
+    """A DiT whose passes are one recording, over the same modules."""
+
+    def __init__(self, model: DiT, capture: Capture, *, at_once: bool) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(model.__dict__)
+        self.recorded = Recorded(self.run, capture, at_once=at_once)
+
+    def denoise(
+        self,
+        x: Float[Tensor, "batch places channels"],
+        t: Int[Tensor, " batch"],
+        labels: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch places two_channels"]:
+        """As the DiT's."""
+        return self.recorded([x, t, labels], None)
+
+    def run(self, tensors: Sequence[Tensor], setting: None) -> Tensor:
+        """What is recorded."""
+        return super().denoise(*tensors)

@@ -1,11 +1,13 @@
-"""The masked backbone with packed weights and fused activations; what it computes is `MaskedBackbone`'s code."""
+"""The backbones with packed weights and fused activations; what they compute is the plain backbones' code."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from marcli.model.backbone.causal import CausalBackbone
 from marcli.model.backbone.masked import MaskedBackbone
+from marcli.model.layers.attention import KeyValueCache, causal_mask
 from marcli.model.layers.block import Block
 from marcli.sampling.engine.convert import Convert, unchanged, without
 from marcli.sampling.engine.linear import PackedLinear, packed
@@ -22,6 +24,24 @@ class FastMaskedBackbone(MaskedBackbone):
         self.encoder = nn.ModuleList(FastBlock(convert(block)) for block in backbone.encoder)
         self.decoder = nn.ModuleList(FastBlock(convert(block)) for block in backbone.decoder[:-1])
         self.decoder.append(LastBlock(convert(backbone.decoder[-1])))
+
+
+class FastCausalBackbone(CausalBackbone):
+    """A `CausalBackbone` over faster blocks."""
+
+    def __init__(self, backbone: CausalBackbone, convert: Convert = unchanged) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(convert(without(backbone, "blocks")).__dict__)
+        self.blocks = nn.ModuleList(FastBlock(convert(block)) for block in backbone.blocks)
+
+    def run_blocks(self, x: Tensor, cache: list[KeyValueCache] | None) -> Tensor:
+        """The stack, causal."""
+        for layer, block in enumerate(self.blocks):
+            q, k, v = block.queries_keys_values(x)
+            if cache is not None:
+                k, v = cache[layer].append(k, v)
+            x = block.rest(x, q, k, v, causal_mask(q, k))
+        return x
 
 
 def worth_packing(parameter: Tensor) -> bool:
@@ -43,15 +63,19 @@ class FastBlock(nn.Module):
         self.fc2 = packed(block.mlp.fc2, pack=pack)
 
     def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        return self.rest(x, *self.heads_of(self.qkv(self.norm1(x)), 3))
+        return self.rest(x, *self.queries_keys_values(x))
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Three tensors [batch, heads, n, width / heads]."""
+        return self.heads_of(self.qkv(self.norm1(x)), 3)
 
     def heads_of(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[batch, n, parts * width] to `parts` tensors [batch, heads, n, width / heads]."""
         return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def rest(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def rest(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Everything behind queries, keys and values."""
-        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
         return x + self.fc2(self.fc1(self.norm2(x)))
 
 
