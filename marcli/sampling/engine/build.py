@@ -46,7 +46,7 @@ def build_engine(
 
 
 def has_fast_engine(system: System, device: torch.device) -> bool:
-    """Whether anything computes this system's pictures faster than the plain engine; on a CPU nothing does for a DiT."""
+    """Whether anything makes this system's pictures faster than the plain engine; for a DiT nothing does on a CPU."""
     return device.type == "cuda" or not is_dit(system)
 
 

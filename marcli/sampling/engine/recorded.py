@@ -145,7 +145,7 @@ class RecordedBackbone(nn.Module):
         self.caches: dict[Hashable, list[KeyValueCache]] = {}
 
     def new_cache(self, batch_size: int, like: Tensor) -> list[KeyValueCache]:
-        """A causal backbone's cache; the same for all batches of a size, since recordings read and write it in place."""
+        """A causal backbone's cache; the same for all batches of a size, for recordings use it in place."""
         key = (batch_size, like.dtype)
         if key not in self.caches:
             self.caches[key] = self.backbone.new_cache(batch_size, like)
