@@ -19,17 +19,23 @@ def print_result(lines: Sequence[str], record: Mapping[str, Any], *, as_json: bo
         typer.echo(json.dumps(record, default=str))
 
 
-def print_plan(recipe: "Recipe", places: Mapping[str, Path], *, as_json: bool) -> None:
-    """Print the resolved recipe, its parameter counts and the `places` a command would write to or read from."""
+def print_plan(
+    recipe: "Recipe", places: Mapping[str, Path], *, flops_per_image: float | None = None, as_json: bool
+) -> None:
+    """Print the resolved recipe, its parameter counts, its work and the `places` a command would write to or read."""
     from marcli.recipe.reader import recipe_text
 
     parameters = count_parameters(recipe)
     typer.echo(recipe_text(recipe), nl=False)
     typer.echo(f"# tokens: {recipe.num_tokens} of {recipe.token_dim} channels")
     typer.echo("# parameters: " + ", ".join(f"{name} {count:,}" for name, count in parameters.items()))
+    if flops_per_image is not None:
+        typer.echo(f"# work: {flops_per_image / 1e12:.3g} TFLOP per image")
     for name, place in places.items():
         typer.echo(f"# {name}: {place}{'' if place.exists() else ' (not there yet)'}")
     record = {"recipe": recipe.model_dump(mode="json"), "parameters": parameters, "places": dict(places)}
+    if flops_per_image is not None:
+        record["flops_per_image"] = flops_per_image
     print_result([], record, as_json=as_json)
 
 

@@ -35,7 +35,9 @@ def train(
     resolved = read_recipe(recipe, overrides or [])
     run = RunDir(out or Path("runs") / resolved.name)
     if dry_run:
-        print_plan(resolved, places(run), as_json=as_json)
+        from marcli.bench.training_cost import training_cost
+
+        print_plan(resolved, places(run), flops_per_image=training_cost(resolved).flops, as_json=as_json)
         return
     check_push(push_to)
     if not is_worker():
