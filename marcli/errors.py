@@ -9,5 +9,8 @@ class UsageError(MarcliError):
     """The command line or the recipe is wrong; exit code 2, before any expensive work."""
 
 
-class StoppedError(MarcliError):
-    """A signal asked to stop and everything is saved; exit code 75."""
+class StoppedError(BaseException):
+    """A signal asked to stop and everything is saved; exit code 75.
+
+    No `Exception`: it may be raised anywhere, also inside a library that goes on after any of those.
+    """

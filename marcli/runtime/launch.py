@@ -97,7 +97,7 @@ def _read_reports(folder: Path) -> dict[int, dict[str, Any]]:
     return {int(path.name): json.loads(path.read_text()) for path in paths}
 
 
-def _worst(reports: dict[int, dict[str, Any]], num_processes: int, died: dict[int, int]) -> MarcliError:
+def _worst(reports: dict[int, dict[str, Any]], num_processes: int, died: dict[int, int]) -> MarcliError | StoppedError:
     """Return the error of the workers: a failure outranks one that died in silence, which outranks a stop."""
     for report in reports.values():
         if report["code"] not in (0, STOPPED):

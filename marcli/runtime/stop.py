@@ -9,6 +9,9 @@ from types import FrameType, TracebackType
 from marcli.errors import StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_arrived: list[
+    str
+] = []  # names of the signals that `stop_at_once` has raised for, should a library lose what it raises
 
 
 class StopRequest:
@@ -19,7 +22,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.signal_name: str | None = None
+        self.signal_name: str | None = signal_that_arrived()
         self._previous: dict[signal.Signals, object] = {}
 
     @property
@@ -46,11 +49,14 @@ class StopRequest:
 def stop_at_once() -> Iterator[None]:
     """Raise StoppedError wherever a signal arrives, outside a StopRequest: nothing half-done is worth finishing there.
 
-    Whatever commands write is complete or absent, so there is nothing to save. Does nothing in other threads.
+    Whatever commands write is complete or absent, so there is nothing to save. Code that an exception cannot leave (a
+    destructor, a callback from C) loses it: a later StopRequest finds itself asked to stop, and `signal_that_arrived`
+    explains what the interrupted code then stumbles over. Does nothing in other threads.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _arrived.clear()
     previous = {number: signal.signal(number, _stop_now) for number in SIGNALS}
     try:
         yield
@@ -60,5 +66,17 @@ def stop_at_once() -> Iterator[None]:
 
 
 def _stop_now(number: int, frame: FrameType | None) -> None:
-    name = signal.Signals(number).name
-    raise StoppedError(f"Stopped by {name}: what was written before is complete; give the same command again")
+    _arrived.append(signal.Signals(number).name)
+    raise stopped()
+
+
+def signal_that_arrived() -> str | None:
+    """Name of the first signal since the innermost `stop_at_once` began, outside a StopRequest."""
+    return _arrived[0] if _arrived else None
+
+
+def stopped() -> StoppedError:
+    """What a signal raises."""
+    return StoppedError(
+        f"Stopped by {signal_that_arrived()}: what was written before is complete; give the same command again"
+    )

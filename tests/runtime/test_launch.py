@@ -32,11 +32,12 @@ sys.exit(int(code))
 """
 PARENT = """
 import sys
+from marcli.errors import MarcliError, StoppedError
 from marcli.runtime.launch import launch
 for codes in sys.argv[2:]:
     try:
         print(launch([codes, sys.argv[1]], num_processes=2, module="worker"), flush=True)
-    except Exception as error:
+    except (MarcliError, StoppedError) as error:
         print(type(error).__name__, error, flush=True)
 """
 OUTCOMES = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from marcli.errors import MarcliError
+from marcli.errors import MarcliError, StoppedError
 from marcli.runtime.accelerator import start_processes
 from marcli.runtime.rundir import RunDir
 from marcli.training.loop import run_training
@@ -39,7 +39,7 @@ def worker(rank, world_size, port, recipe, path, act, answers):
         act(job, rank)
         try:
             answers.put((rank, "done", run_training(job)))
-        except MarcliError as error:
+        except (MarcliError, StoppedError) as error:
             answers.put((rank, type(error).__name__, str(error)))
         job.processes.wait()
         if world_size > 1:

@@ -1,0 +1,63 @@
+"""Signals at awkward moments: a command ends with 75 and one sentence, whatever it was doing."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from marcli.errors import StoppedError
+from marcli.runtime.stop import StopRequest, signal_that_arrived, stop_at_once
+
+WHILE_IMPORTING = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Interrupting())
+from marcli.cli.app import run
+sys.exit(run(["train", "recipes/debug/head_diffusion.yaml", "train.steps=2", "--out", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("module", ["pydantic", "numpy.linalg", "numpy.random", "torch.nn", "marcli.training.loop"])
+def test_a_signal_during_an_import_stops_the_command(module: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WHILE_IMPORTING, module, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr == "Stopped by SIGTERM: what was written before is complete; give the same command again\n"
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
+class LosesWhatIsRaised:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        sum(range(1000))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_code_swallowed_is_remembered() -> None:
+    with stop_at_once():
+        before = StopRequest()
+        del_me = LosesWhatIsRaised()
+        del del_me
+        assert signal_that_arrived() == "SIGTERM"
+        with StopRequest() as stop:
+            assert stop.requested and stop.signal_name == "SIGTERM"
+    with stop_at_once():
+        assert not StopRequest().requested and not before.requested
+
+
+def test_no_library_takes_it_for_an_error_of_its_own() -> None:
+    with pytest.raises(StoppedError, match="SIGUSR1"), stop_at_once():
+        try:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            sum(range(1000))
+        except Exception:
+            pytest.fail("swallowed")
