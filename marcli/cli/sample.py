@@ -30,6 +30,7 @@ from marcli.cli.options import (
 )
 from marcli.cli.output import print_plan, print_result
 from marcli.errors import UsageError
+from marcli.runtime.writable import check_place
 
 
 def sample(
@@ -69,6 +70,8 @@ def sample(
         diffusion_steps=diffusion_steps,
         batch_size=batch_size,
     )
+    if out is not None:
+        check_place(out)
     spread(gpus=gpus, processes=processes)
 
     from marcli.recipe.approximate import approximation_lines
@@ -78,7 +81,8 @@ def sample(
 
     system = load_system(names[0] if names else None, weights=weights, overrides=overrides)
     wanted = chosen_classes(classes, system.recipe)
-    folder = out or default_folder(system, seed=seed)
+    folder = out or default_folder(system, seed=seed, classes=wanted)
+    check_place(folder)
     if dry_run:
         print_plan(system.recipe, {"pictures": folder}, as_json=as_json)
         return

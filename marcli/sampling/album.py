@@ -14,6 +14,7 @@ from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor
 
+from marcli.errors import StoppedError
 from marcli.runtime.atomic import atomic_file
 from marcli.sampling.generate import Pictures
 
@@ -28,7 +29,7 @@ def picture_path(folder: Path, index: int) -> Path:
 
 
 class Album:
-    """Context manager that writes PNGs behind the generation's back; leaving it waits for them."""
+    """Context manager that writes PNGs behind the generation's back; leaving it waits for them, stopped or not."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,8 +53,9 @@ class Album:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=error is not None)
-        if error is None:
+        is_wanted = error is None or isinstance(error, StoppedError)
+        self._pool.shutdown(wait=True, cancel_futures=not is_wanted)
+        if is_wanted:
             for future in self._pending:
                 future.result()
 
@@ -115,6 +117,6 @@ def write_npz(folder: Path, labels: Sequence[int], path: Path) -> None:
 
 
 def write_record(record: dict[str, object], path: Path) -> None:
-    """Write samples.json."""
+    """Write facts as JSON."""
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")

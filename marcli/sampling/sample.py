@@ -1,5 +1,6 @@
 """A trained system to a folder of pictures: what `marcli sample` does."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from marcli.recipe.schema import Recipe
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.progress import Progress
 from marcli.runtime.stop import StopRequest
-from marcli.sampling.album import GRID_PICTURES, Album, read_grid_pictures, write_grid, write_npz, write_record
+from marcli.sampling.album import GRID_PICTURES, Album, read_grid_pictures, write_grid, write_npz
 from marcli.sampling.animation import Animation
 from marcli.sampling.engine.base import Engine
+from marcli.sampling.folder import finish_folder, missing_batches, prepare_folder
 from marcli.sampling.generate import class_of, generate, micro_batches
 from marcli.sampling.system import System
+
+NAMED = {"steps", "cfg", "temperature", "diffusion_steps"}  # settings that every default folder names
+LONGEST_LIST = 40  # characters of classes in a folder's name; longer lists are hashed
 
 
 def sample(
@@ -35,32 +40,44 @@ def sample(
 ) -> dict[str, Any]:
     """Generate pictures 0..num-1 of `seed` and write PNGs, grid.png and samples.json; return that record.
 
-    All processes call it; each writes the pictures of its micro-batches. Raises StoppedError after TERM, INT or
-    USR1, with whole pictures on disk and no samples.json.
+    All processes call it; each writes the pictures of its micro-batches, but for those that an interrupted call with
+    the same plan left. Raises StoppedError after TERM, INT or USR1, with whole pictures on disk and no samples.json;
+    UsageError when `out` holds pictures of another origin.
     """
-    batches = micro_batches(
-        start=0, stop=num, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size
-    )
+    plan = sample_plan(system, engine, seed=seed, classes=classes, batch_size=batch_size, precision=processes.precision)
+    if processes.is_main:
+        prepare_folder(out, plan, num=num)
+    processes.wait()
+    mine = micro_batches(start=0, stop=num, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size)
+    batches = missing_batches(mine, out, batch_size=batch_size)
     system.tokenizer.to(engine.device, memory_format=torch.channels_last)
     animation = Animation(system, out / "animation.gif") if animate and processes.is_main else None
-    shown = Progress(title="sample", total=sum(map(len, batches)), unit="pictures", shown=processes.is_main)
+    if animation is not None and mine[0] not in batches:
+        batches.insert(0, mine[0])
+    total = sum(map(len, mine))
+    there = total - sum(map(len, batches))
+    shown = Progress(title="sample", total=total, unit="pictures", shown=processes.is_main, done=there)
     with StopRequest() as stop, Album(out) as album, shown as progress:
         watch = None if animation is None else animation.watch
         for pictures in generate(engine, system.tokenizer, classes=classes, seed=seed, batches=batches, on_step=watch):
             album.add(pictures)
             progress.advance(len(pictures.indices))
             if stop.requested:
-                raise StoppedError(f"Stopped after {progress.done} pictures in {out}; the same command makes the rest")
+                raise StoppedError(
+                    f"Stopped by {stop.signal_name} with {progress.done} of {total} pictures in {out}; the same command "
+                    "makes the rest"
+                )
     processes.wait()
     labels = [class_of(index, classes) for index in range(num)]
-    record = sample_record(system, engine, labels, seed=seed, batch_size=batch_size)
+    images = [{"index": i, "seed": seed, "class": label} for i, label in enumerate(labels)]
+    record = {**plan, "num": num, "images": images}
     if processes.is_main:
         if animation is not None:
             animation.write()
         write_grid(read_grid_pictures(out, num), out / "grid.png", columns=grid_columns(num))
         if npz:
             write_npz(out, labels, out / "samples.npz")
-        write_record(record, out / "samples.json")
+        finish_folder(out, record)
     return record
 
 
@@ -70,22 +87,26 @@ def grid_columns(num: int) -> int:
     return 10 if shown % 10 == 0 else max(1, round(shown**0.5))
 
 
-def sample_record(
-    system: System, engine: Engine, labels: Sequence[int], *, seed: int, batch_size: int
+def sample_plan(
+    system: System, engine: Engine, *, seed: int, classes: Sequence[int], batch_size: int, precision: str
 ) -> dict[str, Any]:
-    """Everything that decides the pictures, and one record per picture."""
+    """Everything that decides the pictures, whatever their number, as JSON values."""
     return {
         "system": system.name,
         "weights": system.weights,
         "weights_sha256": system.weights_sha256,
+        "tokenizer": system.tokenizer.fingerprint,
         "note": system.note,
         "marcli": __version__,
+        "torch": torch.__version__,
         "engine": engine.name,
+        "precision": precision,
+        "device": engine.device.type,
         "seed": seed,
+        "classes": list(classes),
         "batch_size": batch_size,
         "steps": system.recipe.sampling_steps,
-        "settings": system.recipe.sample.model_dump(mode="json"),
-        "images": [{"index": i, "seed": seed, "class": label} for i, label in enumerate(labels)],
+        "settings": system.recipe.sample.model_dump(mode="json", exclude={"num"}),
     }
 
 
@@ -104,12 +125,18 @@ def chosen_classes(text: str, recipe: Recipe) -> list[int]:
     return classes
 
 
-def default_folder(system: System, *, seed: int) -> Path:
-    """Where pictures go unless told otherwise: in the run, else under samples/; the name tells the settings."""
+def default_folder(system: System, *, seed: int, classes: Sequence[int]) -> Path:
+    """Where pictures go unless told otherwise: in the run, else under samples/; the name tells seed and settings."""
     s = system.recipe.sample
     steps = f"steps{system.recipe.sampling_steps}-" if system.recipe.sampling_steps else ""
     name = f"{system.weights}-{steps}diffusion{s.diffusion_steps}-cfg{s.cfg:g}-t{s.temperature:g}-seed{seed}"
     if switched_on(s.approximate):
         name += "-" + (s.approximate.preset or "-".join(f"{k}{v}" for k, v in switched_on(s.approximate).items()))
+    others = s.model_dump(exclude=NAMED | {"approximate", "num", "batch_size"}, exclude_defaults=True)
+    name += "".join(f"-{key}{value}" for key, value in others.items())
+    if list(classes) != list(range(system.recipe.data.num_classes)):
+        listed = "+".join(map(str, classes))
+        digest = hashlib.sha256(listed.encode()).hexdigest()[:8]
+        name += f"-classes{listed if len(listed) <= LONGEST_LIST else digest}"
     run = Path(system.name)
     return run / "samples" / name if run.is_dir() else Path("samples") / system.recipe.name / name

@@ -1,12 +1,17 @@
 """`marcli sample`, from a run's folder to pictures on disk."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from marcli.cli.app import run
+from marcli.sampling.album import Album
+from marcli.sampling.load import load_system
+from marcli.sampling.sample import default_folder
 from tests.model import tiny
 from tests.sampling.runs import write_run
 
@@ -74,3 +79,74 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(run_folder, tmp_path, capsy
     assert sample(run_folder, "--out", tmp_path / "out", *arguments) == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+def pictures_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[0-9]*.png"))}
+
+
+def test_an_interrupted_call_goes_on_and_ends_with_the_same_pictures(run_folder, tmp_path, monkeypatch, capsys):
+    assert sample(run_folder, "--out", tmp_path / "whole") == 0
+    made = []
+
+    class Interrupted(Album):
+        def add(self, pictures):
+            super().add(pictures)
+            made.extend(pictures.indices)
+            if 0 in pictures.indices:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("marcli.sampling.sample.Album", Interrupted)
+    parts = tmp_path / "parts"
+    assert sample(run_folder, "--out", parts) == 75
+    assert "Stopped by SIGTERM with 5 of 12 pictures" in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in parts.iterdir()) == [*(f"{i:06d}.png" for i in range(5)), "plan.json"]
+    assert sample(run_folder, "--out", parts, "--animate") == 75, "the first batch is made again for its animation"
+    made.clear()
+    assert sample(run_folder, "--out", parts) == 0
+    assert made == [*range(5, 12)]
+    assert pictures_of(parts) == pictures_of(tmp_path / "whole")
+    assert {path.name for path in parts.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+def test_more_pictures_of_the_same_plan_keep_those_that_are_there(run_folder, tmp_path):
+    assert sample(run_folder, "--out", tmp_path / "more", "--num", 7) == 0
+    kept = (tmp_path / "more" / "000004.png").stat().st_ino
+    assert sample(run_folder, "--out", tmp_path / "more") == 0
+    assert (tmp_path / "more" / "000004.png").stat().st_ino == kept
+    assert sample(run_folder, "--out", tmp_path / "whole") == 0
+    assert pictures_of(tmp_path / "more") == pictures_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("other", [["--classes", 3], ["--seed", 1], ["--cfg", 3], ["--weights", "raw"], ["--steps", 2]])
+def test_pictures_of_two_plans_never_mix(run_folder, tmp_path, other):
+    assert sample(run_folder, "--out", tmp_path / "both", "--npz") == 0
+    for folder in ("both", "alone"):
+        assert sample(run_folder, "--out", tmp_path / folder, "--num", 7, *other) == 0
+    assert pictures_of(tmp_path / "both") == pictures_of(tmp_path / "alone")
+    assert not (tmp_path / "both" / "samples.npz").exists()
+
+
+def test_pictures_of_another_origin_are_left_alone(run_folder, tmp_path, capsys):
+    picture = tmp_path / "000000.png"
+    picture.write_bytes(b"mine")
+    assert sample(run_folder, "--out", tmp_path) == 2
+    assert "that `marcli sample` did not write" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["000000.png"] and picture.read_bytes() == b"mine"
+
+
+def test_a_file_as_folder_is_refused_before_the_model_is_loaded(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert sample("no-such-run", "--out", out) == 2
+        assert "is a file: choose another --out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_default_folders_tell_the_settings_apart(run_folder):
+    system = load_system(str(run_folder), weights="ema", overrides=[])
+    every, names = list(range(10)), set()
+    for overrides in ([], ["sample.cfg_schedule=constant"], ["sample.clip_denoised=2"], ["sample.max_timestep=900"]):
+        other = load_system(str(run_folder), weights="ema", overrides=overrides)
+        names.add(default_folder(other, seed=0, classes=every).name)
+    names |= {default_folder(system, seed=0, classes=classes).name for classes in ([3], [7, 3], every[:9] * 30)}
+    assert len(names) == 7 and max(map(len, names)) < 160

@@ -1,0 +1,15 @@
+"""Whether results will find a place, asked before the work."""
+
+import os
+from pathlib import Path
+
+from marcli.errors import UsageError
+
+
+def check_place(folder: Path) -> None:
+    """Raise UsageError where files in `folder` could not be written; creates nothing."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise UsageError(f"{folder} cannot be a folder, for {place} is a file: choose another --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder} cannot be written, for you have no permission in {place}: choose another --out")

@@ -1,0 +1,68 @@
+"""A folder of pictures belongs to one plan: everything that decides them.
+
+So the pictures of two calls never mix, and a call that was interrupted goes on. The plan lies in `plan.json` while
+pictures are missing, afterwards in `samples.json`.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from marcli.errors import UsageError
+from marcli.runtime.atomic import atomic_file
+from marcli.sampling.album import picture_path
+
+PLAN, RECORD = "plan.json", "samples.json"
+MADE_OF_PICTURES = (RECORD, "samples.npz", "grid.png", "animation.gif")
+PICTURE = re.compile(r"\d{6,}\.png")
+
+
+def prepare_folder(folder: Path, plan: Mapping[str, Any], *, num: int) -> None:
+    """Leave in `folder` only what this plan made, of pictures below `num`, and note the plan.
+
+    Raises UsageError when it holds numbered pictures that no plan made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [path for path in folder.iterdir() if PICTURE.fullmatch(path.name)]
+    theirs = read_plan(folder)
+    if pictures and theirs is None:
+        raise UsageError(
+            f"{folder} holds numbered pictures, such as {pictures[0].name}, that `marcli sample` did not write: choose "
+            "another --out"
+        )
+    is_same = theirs == json.loads(json.dumps(plan))
+    with atomic_file(folder / PLAN) as partial:
+        partial.write_text(json.dumps(plan, indent=1) + "\n")
+    stale = [path for path in pictures if not is_same or int(path.stem) >= num]
+    for path in (*stale, *(folder / name for name in MADE_OF_PICTURES)):
+        path.unlink(missing_ok=True)
+
+
+def read_plan(folder: Path) -> dict[str, Any] | None:
+    """The plan of a folder's pictures; None where there is none, {} where it cannot be read."""
+    for name in (PLAN, RECORD):
+        if (folder / name).exists():
+            try:
+                facts = json.loads((folder / name).read_text())
+            except ValueError:
+                return {}
+            return {key: value for key, value in facts.items() if key not in ("num", "images")}
+    return None
+
+
+def finish_folder(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the record of a complete folder in the plan's place."""
+    with atomic_file(folder / RECORD) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n")
+    (folder / PLAN).unlink(missing_ok=True)
+
+
+def missing_batches(batches: Sequence[range], folder: Path, *, batch_size: int) -> list[range]:
+    """Micro-batches that have to be made: without all their pictures, or cut, for then `num` decides their company."""
+    return [
+        batch
+        for batch in batches
+        if len(batch) < batch_size or not all(picture_path(folder, index).exists() for index in batch)
+    ]
