@@ -64,8 +64,8 @@ def sample(
             progress.advance(len(pictures.indices))
             if stop.requested:
                 raise StoppedError(
-                    f"Stopped by {stop.signal_name} with {progress.done} of {total} pictures in {out}; the same command "
-                    "makes the rest"
+                    f"Stopped by {stop.signal_name} with {progress.done} of {total} pictures in {out}; "
+                    "the same command makes the rest"
                 )
     processes.wait()
     labels = [class_of(index, classes) for index in range(num)]
