@@ -14,7 +14,7 @@ import typer
 
 from marcli.errors import MarcliError, StoppedError, UsageError
 from marcli.runtime.launch import report_exit
-from marcli.runtime.stop import signal_that_arrived, stop_at_once, stopped
+from marcli.runtime.stop import stop_at_once
 
 DONE, FAILED, WRONG_USAGE, STOPPED = 0, 1, 2, 75
 
@@ -52,9 +52,7 @@ def run_guarded(command: Callable[[], int | None], *, as_json: bool) -> int:
     except (Exception, KeyboardInterrupt, StoppedError) as error:
         if os.environ.get("MARCLI_TRACEBACK") == "1":
             traceback.print_exc()
-        # An import that a signal cuts short may end in any error.
-        is_aftermath = signal_that_arrived() is not None and not isinstance(error, StoppedError)
-        sentence, code = explain_error(stopped() if is_aftermath else error)
+        sentence, code = explain_error(error)
     is_echo = code in (WRONG_USAGE, STOPPED) and os.environ.get("RANK", "0") != "0"
     if not report_exit(code, sentence) and sentence and not is_echo:
         _print_failure(sentence, code, as_json=as_json)

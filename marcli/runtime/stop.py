@@ -22,7 +22,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.signal_name: str | None = signal_that_arrived()
+        self.signal_name: str | None = _arrived[0] if _arrived else None
         self._previous: dict[signal.Signals, object] = {}
 
     @property
@@ -50,33 +50,29 @@ def stop_at_once() -> Iterator[None]:
     """Raise StoppedError wherever a signal arrives, outside a StopRequest: nothing half-done is worth finishing there.
 
     Whatever commands write is complete or absent, so there is nothing to save. Code that an exception cannot leave (a
-    destructor, a callback from C) loses it: a later StopRequest finds itself asked to stop, and `signal_that_arrived`
-    explains what the interrupted code then stumbles over. Does nothing in other threads.
+    destructor, a callback from C) loses it: then a later StopRequest finds itself asked to stop, and any error counts
+    as the aftermath, such as that of an import cut short. Does nothing in other threads.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _arrived.clear()
     previous = {number: signal.signal(number, _stop_now) for number in SIGNALS}
     try:
         yield
+    except Exception as error:
+        if _arrived:
+            raise _stopped() from error
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        _arrived.clear()
 
 
 def _stop_now(number: int, frame: FrameType | None) -> None:
     _arrived.append(signal.Signals(number).name)
-    raise stopped()
+    raise _stopped()
 
 
-def signal_that_arrived() -> str | None:
-    """Name of the first signal since the innermost `stop_at_once` began, outside a StopRequest."""
-    return _arrived[0] if _arrived else None
-
-
-def stopped() -> StoppedError:
-    """What a signal raises."""
-    return StoppedError(
-        f"Stopped by {signal_that_arrived()}: what was written before is complete; give the same command again"
-    )
+def _stopped() -> StoppedError:
+    return StoppedError(f"Stopped by {_arrived[0]}: what was written before is complete; give the same command again")

@@ -82,11 +82,14 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with the checkpoint at `path`, or None when every file is what was written."""
+    """Return what is wrong with the checkpoint at `path`, or None when every file is what was written.
+
+    Raises OSError where the storage fails, for then nothing is known of the files.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         expected = {name: manifest[name] for name in FILES}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} is missing or unreadable"
     for name, digest in expected.items():
         if not (path / name).is_file():

@@ -29,8 +29,13 @@ LENGTHS = ("train.steps", "train.epochs")
 
 def check_same_recipe(recipe: Recipe, run: RunDir) -> None:
     """Raise UsageError, naming the keys, when `run` has trained another recipe; one without a step may change."""
-    if not run.recipe_path.exists() or not has_trained(run):
+    if not has_trained(run):
         return
+    if not run.recipe_path.exists():
+        raise UsageError(
+            f"{run.path} holds a training whose {run.recipe_path.name} is gone: give that file back, or train in "
+            "another folder (--out)"
+        )
     before = read_recipe(run.recipe_path, [])
     changes = [
         f"{key} was {old!r} and is now {new!r}"

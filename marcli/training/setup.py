@@ -15,7 +15,7 @@ from marcli.model.build import build_model
 from marcli.recipe.reader import read_recipe, write_recipe
 from marcli.recipe.schema import Recipe
 from marcli.runtime.accelerator import Processes
-from marcli.runtime.atomic import atomic_folder
+from marcli.runtime.atomic import atomic_file, atomic_folder
 from marcli.runtime.rundir import RunDir
 from marcli.runtime.seeding import item_seed
 from marcli.tokenizer.base import Tokenizer
@@ -91,7 +91,9 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
         if run.recipe_path.exists() and not has_trained(run) and read_recipe(run.recipe_path, []) != recipe:
             shutil.rmtree(run.tokenizer_path, ignore_errors=True)  # left by an attempt that failed early
         run.path.mkdir(parents=True, exist_ok=True)
-        write_recipe(recipe, run.recipe_path)
+        if not run.recipe_path.exists() or read_recipe(run.recipe_path, []) != recipe:
+            with atomic_file(run.recipe_path) as aside:
+                write_recipe(recipe, aside)
     source = open_source(recipe, verify=processes.accelerator.is_local_main_process)
     tokenizer = settle_tokenizer(recipe, run, source, processes)
     announce(describe_source(source, tokenizer))

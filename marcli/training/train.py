@@ -37,33 +37,42 @@ def train(recipe: Recipe, run: RunDir, processes: Processes, *, announce: Callab
     """
     with run.lock() if processes.is_main else contextlib.nullcontext():
         already = run.read_status() if processes.is_main else None
+        has_begun = already is None or already["state"] == "running"  # by a call that was killed, in the latter case
         try:
             job = prepare(recipe, run, processes, announce)
             if job.first_step == job.total and finished(run, already, job):
-                announce(f"{run.path} is already trained to step {job.total}; raise train.steps to go on.")
+                announce(f"{run.path} is already trained to step {job.total}{how_to_go_on(recipe)}")
                 return TrainResult(steps=job.total, new_steps=0)
             warn_of_slow_average(recipe.train.ema_decay, job.total, announce)
+            has_begun = True
             if processes.is_main:
                 run.write_status("running", step=job.first_step, steps=job.total)
             start_trackers(processes.accelerator, recipe.train.trackers, run.path / "trackers", run_name=recipe.name)
             run_training(job)
             finish(job)
         except BaseException as error:
-            if processes.is_main and run.path.is_dir():
+            if processes.is_main and has_begun and run.path.is_dir():
                 with contextlib.suppress(OSError):  # a full disk must not hide the error it caused
                     run.write_status("stopped" if isinstance(error, StoppedError) else "failed", message=str(error))
             raise
     return TrainResult(steps=job.total, new_steps=job.total - job.first_step)
 
 
+def how_to_go_on(recipe: Recipe) -> str:
+    """The end of the sentence about a finished run."""
+    if recipe.train.lr_schedule == "constant":
+        return f"; raise train.{'steps' if recipe.train.steps else 'epochs'} to go on."
+    return ", and its learning rate has come to its end: train longer in another folder (--out)."
+
+
 def warn_of_slow_average(decay: float, steps: int, announce: Callable[[str], None]) -> None:
     """Say so beforehand when the averaged weights will still hold a good part of the untrained ones."""
     share = decay**steps
     if share > UNTRAINED_SHARE:
-        enough = max(0.0, 1 - 10 / steps)
+        or_less = f", or set train.ema_decay to {1 - 10 / steps:.4g} or less" if steps > 10 else ""
         announce(
             f"After {steps} steps with train.ema_decay {decay} the averaged weights still hold {share:.0%} of the "
-            f"untrained ones: sample with --weights raw, or set train.ema_decay to {enough:.4g} or less."
+            f"untrained ones: sample with --weights raw{or_less}."
         )
 
 

@@ -1,6 +1,8 @@
 """One writer per run, and a status that survives launchers."""
 
+import errno
 import json
+import logging
 import os
 import signal
 import socket
@@ -90,3 +92,16 @@ def test_status_and_newest_run(tmp_path: Path) -> None:
     assert newest_run(tmp_path).path.name == "new"
     status = run.read_status()
     assert (status["state"], status["step"], status["pid"]) == ("stopped", 3, os.getpid())
+
+
+def test_a_file_system_without_locks_is_said_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with caplog.at_level(logging.WARNING, logger="marcli"), RunDir(tmp_path).lock():
+        assert [record.message for record in caplog.records] == [
+            f"{tmp_path} lies on a file system without locks: start nothing else there meanwhile"
+        ]

@@ -1,7 +1,9 @@
 """A checkpoint is complete or it is not used."""
 
+import errno
 import multiprocessing
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,3 +136,14 @@ def test_the_checkpoint_of_another_model_is_refused_before_anything_is_set(folde
     with pytest.raises(MarcliError, match=r"tensors of the checkpoint .* do not fit the model; .* of another shape"):
         load_checkpoint(newest_checkpoint(folder, print), other)
     assert all(torch.equal(value, before[name]) for name, value in other.model.state_dict().items())
+
+
+def test_storage_that_fails_is_no_damage(folder, monkeypatch):
+    def fail(path, *arguments, **options):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        newest_checkpoint(folder, print)
+    monkeypatch.undo()
+    assert checkpoint_steps(folder) == [2, 3]

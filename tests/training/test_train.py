@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from marcli.errors import MarcliError
+from marcli.errors import MarcliError, UsageError
 from marcli.recipe.reader import read_recipe, recipe_text, write_recipe
 from marcli.runtime.rundir import RunDir
 from marcli.training.preview import current_system, write_previews
-from marcli.training.train import train
+from marcli.training.train import how_to_go_on, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +41,10 @@ def test_a_run_leaves_weights_tokenizer_recipe_metrics_and_grids(recipe, process
         assert not torch.equal(weights.get_tensor(f"raw.{key}"), weights.get_tensor(f"ema.{key}"))
         assert json.loads(weights.metadata()["marcli"]) == {"recipe_text": recipe_text(made), "step": 12}
     again = train(made, run, processes, announce=said.append)
-    assert again.new_steps == 0 and "already trained to step 12" in said[-1]
+    assert again.new_steps == 0 and said[-1].endswith("already trained to step 12; raise train.steps to go on.")
+    with pytest.raises(UsageError, match=r"train\.lr was 0\.001 and is now 0\.01"):
+        train(recipe(lr=0.01), run, processes, announce=said.append)
+    assert run.read_status()["state"] == "done", "a refused command says nothing of the run"
 
 
 def test_previews_leave_training_alone_and_show_the_weights_asked_for(recipe, train, tmp_path):
@@ -86,3 +89,23 @@ def test_a_second_run_is_refused_and_a_signal_saves_and_ends_with_75(command, tm
     assert status["state"] == "stopped" and "the same command goes on from there" in status["message"]
     (checkpoint,) = run.checkpoints.iterdir()
     assert f"after step {int(checkpoint.name.removeprefix('step-'))} of" in first.stderr.read()
+
+
+def test_a_finished_run_says_how_to_go_on(recipe):
+    assert how_to_go_on(recipe(steps=None, epochs=2)) == "; raise train.epochs to go on."
+    assert how_to_go_on(recipe(lr_schedule="cosine")).endswith("train longer in another folder (--out).")
+
+
+def test_a_run_whose_recipe_is_gone_is_refused(recipe, processes, tmp_path):
+    run = RunDir(tmp_path / "run")
+    train(recipe(steps=2), run, processes, announce=print)
+    run.recipe_path.unlink()
+    with pytest.raises(UsageError, match=r"recipe\.yaml is gone"):
+        train(recipe(steps=3), run, processes, announce=print)
+
+
+def test_an_attempt_that_fails_early_leaves_its_word(recipe, tmp_path, processes):
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(UsageError):
+        train(recipe(data__path="/no/such/folder"), run, processes, announce=print)
+    assert not run.path.exists() or run.read_status()["state"] == "failed"
