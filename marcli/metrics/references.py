@@ -193,6 +193,7 @@ def measure(
         gaussian = gaussian_from_features(features)
     else:
         gaussian = moments.gaussian()
+        assert gaussian.count == len(indices), f"moments of {gaussian.count} pictures instead of {len(indices)}"
         if extractor.name == "pixels" and has_equal_channels(gaussian):
             features, gaussian = merge_grey_channels(features), first_channel(gaussian)
     return Reference(
@@ -234,8 +235,10 @@ def stream_features(
     merged = None
     for part, part_rows in parts:
         rows |= part_rows
-        if part is not None:
-            merged = part if merged is None else merged.merge(part)
+        if merged is None:
+            merged = part
+        elif part is not None:
+            merged.merge(part)
     return merged, rows
 
 

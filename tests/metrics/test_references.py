@@ -1,6 +1,8 @@
 """References: ADM's files as they are, statistics made here, and what does not compare."""
 
 import json
+import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,29 @@ def test_more_pictures_than_are_kept_stream_to_the_same_moments(tmp_path, monkey
     streamed = measure(source, pixel_extractor(), num=None, **ALONE)
     assert streamed.features.shape == (100, 48) and streamed.gaussian.count == 700
     np.testing.assert_allclose(streamed.gaussian.covariance, whole.gaussian.covariance, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_processes_share_more_pictures_than_are_kept(tmp_path, monkeypatch, world_size):
+    """700 pictures are three units: two shares of unequal size, three equal ones, or three and an empty one."""
+    source = open_pictures(str(archive(tmp_path / "x.npz", count=700, size=4)), image_size=None)
+    monkeypatch.setattr(references, "KEPT_FEATURES", 100)
+    alone = measure(source, pixel_extractor(), num=None, **ALONE)
+    sent: dict[int, bytes] = {}
+
+    def gather(parts: list, mine: object, *, rank: int) -> None:
+        sent[rank] = pickle.dumps(mine)
+        parts[:] = [pickle.loads(sent.get(other, sent[rank])) for other in range(world_size)]
+
+    for rank in reversed(range(world_size)):  # the main process last, when all others have sent theirs
+        monkeypatch.setattr(references.dist, "all_gather_object", partial(gather, rank=rank))
+        team = {"processes": OneOf(rank, world_size), "workers": 1}
+        together = measure(source, pixel_extractor(), num=None, **team)
+        assert (together is None) == (rank != 0)
+    assert together.gaussian.count == 700
+    np.testing.assert_array_equal(together.features, alone.features)
+    np.testing.assert_allclose(together.gaussian.mean, alone.gaussian.mean, rtol=1e-12)
+    np.testing.assert_allclose(together.gaussian.covariance, alone.gaussian.covariance, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kept", [50, 10_000])
