@@ -6,9 +6,10 @@ measurement with its name, because a score of "nearly all" pictures is not a sco
 
 import hashlib
 import io
+import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -33,6 +34,8 @@ SAMPLE_NAME = re.compile(r"\d{6,}\.png")
 class PictureSource(Protocol):
     """Pictures of one size in a fixed order.
 
+    `fingerprint` is the sha256 of the file of an npz. Of folders and data sets it is a hash of crop, names, sizes and
+    times of change (and labels, where there are any); of data sets that are no files here, of sizes and labels.
     `mixed` says whether the first n are a fair choice; sets in class order are thinned evenly instead.
     """
 
@@ -60,7 +63,7 @@ def open_pictures(place: str, *, image_size: int | None) -> PictureSource:
         files = list_images(path)
         if files:
             return FolderPictures(path, files, crop_to=image_size)
-        if not any(path.rglob("*.parquet")):
+        if not any(file.suffix.lower() == ".parquet" for file in files_under(path)):
             raise UsageError(f"{path} holds no images: check the path.")
     if place != "digits" and image_size is None:
         if not path.exists() and place.count("/") != 1:
@@ -85,12 +88,39 @@ def chosen_indices(source: PictureSource, num: int | None) -> np.ndarray:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the images under `folder` by name; of the folder of `marcli sample` the pictures without the grid."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    """Return the images under `folder` by name; of the folder of `marcli sample` the pictures without the grid.
+
+    As in training, links to folders are followed and hidden entries are left out.
+    """
+    files = sorted(file for file in files_under(folder) if file.suffix.lower() in EXTENSIONS)
     if (folder / "samples.json").is_file():
         files = [path for path in files if SAMPLE_NAME.fullmatch(path.name)]
     return files
+
+
+def files_under(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Yield the files under `folder`; a link back to a folder around it (`above`) ends there."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from files_under(Path(entry.path), above | {real})
+            elif entry.is_file():
+                yield Path(entry.path)
+
+
+def stamp_of(files: Iterable[Path], root: Path) -> str:
+    """Return a hash of names, sizes and times of change: whatever rewrites a file changes it, without reading any."""
+    digest = hashlib.sha256()
+    for path in files:
+        status = path.stat()
+        digest.update(os.fsencode(path.relative_to(root)))
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 class FolderPictures:
@@ -98,15 +128,11 @@ class FolderPictures:
 
     def __init__(self, folder: Path, files: list[Path], *, crop_to: int | None) -> None:
         self.name, self._files, self._crop_to = str(folder), files, crop_to
-        self.mixed = all(SAMPLE_NAME.fullmatch(path.name) for path in files)
+        self.mixed = all(path.parent == folder and SAMPLE_NAME.fullmatch(path.name) for path in files)
         self.image_size = crop_to or self._native_size(files[0], files[0].read_bytes())[0]
         if crop_to is not None:
             self._refuse_enlarging(crop_to)
-        digest = hashlib.sha256(str(crop_to).encode())
-        for path in files:
-            status = path.stat()
-            digest.update(f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = hashlib.sha256(f"{crop_to} {stamp_of(files, folder)}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._files)
@@ -159,6 +185,10 @@ class DataSetPictures:
         self._images: ImageSet = open_images(data)
         self.name, self.image_size, self.mixed = data.path, data.image_size, False
         self.fingerprint = self._images.fingerprint
+        # That one is the same for a copy elsewhere, so it does not see a file rewritten at equal length.
+        if (path := Path(data.path).expanduser()).exists():
+            files = sorted(files_under(path)) if path.is_dir() else [path]
+            self.fingerprint = hashlib.sha256(f"{self.fingerprint} {stamp_of(files, path)}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._images)

@@ -1,6 +1,7 @@
 """Pictures to be measured: what is read as it is, and what is refused by name."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from PIL import Image
 
 from marcli.errors import MarcliError, UsageError
-from marcli.metrics.pictures import chosen_indices, open_pictures
+from marcli.metrics.pictures import chosen_indices, list_images, open_pictures, training_pictures
+from marcli.recipe.data import Data
 
 
 def noise(count: int, size: int, channels: int = 3) -> np.ndarray:
@@ -47,6 +49,41 @@ def test_a_few_of_a_set_in_class_order_are_spread_evenly(tmp_path):
     assert chosen_indices(open_pictures(str(samples), image_size=None), 3).tolist() == [0, 1, 2]
     with pytest.raises(UsageError, match=r"asks for 7 pictures, but .* holds 6"):
         chosen_indices(open_pictures(str(samples), image_size=None), 7)
+
+
+def test_numbered_files_in_class_folders_are_in_class_order(tmp_path):
+    folder = write_folder(tmp_path, noise(6, 8), [f"{c}/{i:06d}.png" for c in "ab" for i in range(3)])
+    assert chosen_indices(open_pictures(str(folder), image_size=None), 2).tolist() == [0, 3]
+
+
+def test_links_to_folders_are_followed_as_in_training_but_not_in_circles(tmp_path):
+    write_folder(tmp_path / "elsewhere", noise(3, 8), ["0.png", "1.PNG", ".hidden.png"])
+    folder = write_folder(tmp_path / "set", noise(2, 8), ["a/0.png", ".b/0.png"])
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    names = [str(path.relative_to(folder)) for path in list_images(folder)]
+    assert names == ["a/0.png", "linked/0.png", "linked/1.PNG"]
+
+
+def rewrite(path: Path) -> None:
+    """Change a file and keep its length."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
+
+
+@pytest.mark.parametrize("crop", [None, 8])
+def test_a_rewritten_file_of_equal_length_makes_another_set(tmp_path, crop):
+    folder = write_folder(tmp_path, noise(4, 16), [f"{c}/{i}.png" for c in "ab" for i in range(2)])
+
+    def fingerprints() -> list[str]:
+        data = Data(path=str(folder), image_size=16, num_classes=2)
+        return [open_pictures(str(folder), image_size=crop).fingerprint, training_pictures(data).fingerprint]
+
+    before = fingerprints()
+    assert fingerprints() == before
+    rewrite(folder / "a" / "1.png")
+    assert all(now != then for now, then in zip(fingerprints(), before, strict=True))
 
 
 def test_sizes(tmp_path):

@@ -1,19 +1,23 @@
 """References: ADM's files as they are, statistics made here, and what does not compare."""
 
 import json
+import os
 import pickle
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from marcli.errors import MarcliError, UsageError
 from marcli.metrics import references
 from marcli.metrics.features import Extractor, pixel_extractor
 from marcli.metrics.pictures import open_pictures
 from marcli.metrics.references import check_comparable, measure, open_reference, read_statistics, write_statistics
+from marcli.recipe.data import Data
 from tests.metrics.team import OneOf
 
 ALONE = {"processes": OneOf(), "workers": 1}
@@ -44,6 +48,44 @@ def test_adm_file_with_moments_and_pictures_gives_each_to_its_metric(tmp_path, m
     again = open_reference(str(path), colour_means(), image_size=8, **ALONE)  # now from the cache
     np.testing.assert_array_equal(again.features, reference.features)
     assert check_comparable(reference, colour_means(), image_size=8, dim=3) == []
+
+
+class Watched:
+    """Stands for a network and counts the pictures it sees."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen += len(images)
+        return images.mean((2, 3))
+
+
+def test_a_runs_own_pictures_are_measured_again_when_they_or_the_network_change(tmp_path, monkeypatch):
+    """The fingerprint of the data lets a copied set resume, so it cannot tell a file rewritten at equal length."""
+    monkeypatch.setenv("MARCLI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "set" / f"{number}.bmp")
+    data, network = Data(path=str(tmp_path / "set"), image_size=8, num_classes=1), Watched()
+
+    def opened(**changes: str) -> np.ndarray:
+        extractor = replace(colour_means(), network=network, **changes)
+        return open_reference(data, extractor, image_size=8, **ALONE).gaussian.mean
+
+    def measured(**changes: str) -> int:
+        before = network.seen
+        opened(**changes)
+        return network.seen - before - 1  # one blank picture asks for the number of features
+
+    assert [measured(), measured()] == [4, 0]
+    Image.fromarray(255 - images[0]).save(tmp_path / "set" / "0.bmp")
+    os.utime(tmp_path / "set" / "0.bmp", ns=(0, 10**15))
+    assert [measured(), measured()] == [4, 0]
+    images[0] = 255 - images[0]
+    np.testing.assert_allclose(opened(), images.mean((0, 1, 2)), rtol=1e-5)
+    assert [measured(weights_sha256="1" * 64), measured(protocol="clean"), measured()] == [4, 4, 0]
 
 
 def test_moments_alone_lack_the_pictures_for_precision_and_recall(tmp_path):
