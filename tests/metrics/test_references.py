@@ -15,9 +15,11 @@ from PIL import Image
 from marcli.errors import MarcliError, UsageError
 from marcli.metrics import references
 from marcli.metrics.features import Extractor, pixel_extractor
+from marcli.metrics.inception import PUBLISHED
 from marcli.metrics.pictures import open_pictures
 from marcli.metrics.references import check_comparable, measure, open_reference, read_statistics, write_statistics
 from marcli.recipe.data import Data
+from marcli.runtime.atomic import sha256_file
 from tests.metrics.team import OneOf
 
 ALONE = {"processes": OneOf(), "workers": 1}
@@ -47,6 +49,7 @@ def test_adm_file_with_moments_and_pictures_gives_each_to_its_metric(tmp_path, m
     np.testing.assert_allclose(reference.features, images.mean((1, 2)), rtol=1e-6)
     again = open_reference(str(path), colour_means(), image_size=8, **ALONE)  # now from the cache
     np.testing.assert_array_equal(again.features, reference.features)
+    assert reference.sha256 == again.sha256 == sha256_file(path)
     assert check_comparable(reference, colour_means(), image_size=8, dim=3) == []
 
 
@@ -88,13 +91,47 @@ def test_a_runs_own_pictures_are_measured_again_when_they_or_the_network_change(
     assert [measured(weights_sha256="1" * 64), measured(protocol="clean"), measured()] == [4, 4, 0]
 
 
+@pytest.mark.parametrize("damage", ["flip", "cut", "no hash"])
+def test_a_damaged_reference_in_the_cache_is_measured_again(tmp_path, monkeypatch, caplog, damage):
+    monkeypatch.setenv("MARCLI_CACHE", str(tmp_path / "cache"))
+    path, network = archive(tmp_path / "x.npz"), Watched()
+    extractor = replace(colour_means(), network=network)
+    first = open_reference(str(path), extractor, image_size=8, **ALONE)
+    [kept] = (tmp_path / "cache" / "references").glob("*.npz")
+    content = bytearray(kept.read_bytes())
+    content[300] ^= 1
+    if damage == "no hash":
+        kept.with_suffix(".json").write_text("{}")
+    else:
+        kept.write_bytes(content if damage == "flip" else content[:300])
+    again = open_reference(str(path), extractor, image_size=8, **ALONE)
+    assert network.seen == 2 * 31 and caplog.text.count("is damaged: the reference is measured again") == 1
+    np.testing.assert_array_equal(again.features, first.features)
+    assert first.sha256 == again.sha256 == sha256_file(path)
+    open_reference(str(path), extractor, image_size=8, **ALONE)
+    assert network.seen == 2 * 31 + 1
+
+
+def test_other_weights_of_the_same_network_do_not_compare(tmp_path):
+    source = open_pictures(str(archive(tmp_path / "x.npz")), image_size=None)
+    first, second = (replace(colour_means(), weights_sha256=sha256) for sha256 in PUBLISHED)
+    made = measure(source, first, num=None, **ALONE)
+    assert check_comparable(made, first, image_size=8, dim=3) == []
+    [warning] = check_comparable(made, second, image_size=8, dim=3)
+    assert "the other published file of Inception" in warning
+    for theirs, ours in (("a" * 64, "b" * 64), (first.weights_sha256, "b" * 64), ("a" * 64, first.weights_sha256)):
+        made = measure(source, replace(first, name="net.pt", weights_sha256=theirs), num=None, **ALONE)
+        with pytest.raises(UsageError, match=f"other weights of net.pt .*{theirs}, and here {ours}.*--make-stats"):
+            check_comparable(made, replace(first, name="net.pt", weights_sha256=ours), image_size=8, dim=3)
+
+
 def test_moments_alone_lack_the_pictures_for_precision_and_recall(tmp_path):
     np.savez(tmp_path / "stats.npz", mu=np.zeros(3), sigma=np.eye(3))
     reference = open_reference(str(tmp_path / "stats.npz"), colour_means(), image_size=64, **ALONE)
     [warning] = check_comparable(reference, colour_means(), image_size=64, dim=3)
     assert "Precision, recall and KID need" in warning and "10,000 pictures" in warning
     warnings = check_comparable(reference, colour_means("clean"), image_size=64, dim=3)
-    assert "does not say which network and resizing" in warnings[0]
+    assert warnings[0].startswith("stats.npz does not say which network and resizing")
 
 
 def test_statistics_round_trip_and_know_what_they_are(tmp_path):
@@ -167,6 +204,13 @@ def test_grey_pictures_count_one_channel(tmp_path, monkeypatch, kept):
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, "do not belong together"),
         ({"mu": np.zeros(3), "sigma": np.eye(3) * np.nan}, "holds NaN"),
         ({"mu": np.array([None, 1]), "sigma": np.eye(2)}, "Python objects"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "do not belong together"),
+        ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "mu is <U1, not real numbers"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2) * 1j}, "sigma is complex128, not real numbers"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "features": np.zeros(())}, r"features \[\] and mu \[2\] do not"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "features": np.zeros(9)}, r"features \[9\] and mu \[2\] do not"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "features": np.zeros((9, 3))}, r"\[9, 3\] and mu \[2\] do not"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "features": np.array(["x"])}, "features is <U1, not real"),
     ],
 )
 def test_damaged_statistics(tmp_path, arrays, words):
