@@ -2,10 +2,12 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.lib import format as npy
 from PIL import Image
 
 from marcli.errors import MarcliError, UsageError
@@ -28,8 +30,9 @@ def test_a_folder_and_both_kinds_of_npz_give_the_same_pictures(tmp_path):
     images = noise(5, 16)
     np.savez(tmp_path / "stored.npz", arr_0=images, arr_1=np.arange(5))
     np.savez_compressed(tmp_path / "packed.npz", arr_0=images)
+    np.savez(tmp_path / "columns.npz", arr_0=np.asfortranarray(images))
     folder = write_folder(tmp_path / "png", images, [f"{i:06d}.png" for i in range(5)])
-    for place in (tmp_path / "stored.npz", tmp_path / "packed.npz", folder):
+    for place in (*tmp_path.glob("*.npz"), folder):
         source = open_pictures(str(place), image_size=None)
         assert (len(source), source.image_size) == (5, 16)
         np.testing.assert_array_equal(source.read([3, 1]).permute(0, 2, 3, 1).numpy(), images[[3, 1]])
@@ -54,6 +57,36 @@ def test_a_few_of_a_set_in_class_order_are_spread_evenly(tmp_path):
 def test_numbered_files_in_class_folders_are_in_class_order(tmp_path):
     folder = write_folder(tmp_path, noise(6, 8), [f"{c}/{i:06d}.png" for c in "ab" for i in range(3)])
     assert chosen_indices(open_pictures(str(folder), image_size=None), 2).tolist() == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("labels", "chosen"),
+    [([0, 0, 1, 1], [0, 2]), ([1, 0, 1, 0], [0, 1]), ([5, 5, 5, 5], [0, 1]), ([[0], [1]], [0, 1]), ([], [0, 1])],
+)
+def test_an_archive_with_sorted_labels_is_in_class_order(tmp_path, labels, chosen):
+    np.savez(tmp_path / "x.npz", arr_0=noise(4, 8), arr_1=np.array(labels))
+    assert chosen_indices(open_pictures(str(tmp_path / "x.npz"), image_size=None), 2).tolist() == chosen
+
+
+@pytest.mark.parametrize("shape", [(-2, 8, 8, 3), (-1, -1, 8, 3), (2**40, 8, 8, 3), (2**62, 8, 8, 3), (3, 8, 8, 3)])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_archive_that_claims_more_than_it_holds(tmp_path, shape, method):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive, archive.open("arr_0.npy", "w") as file:
+        npy.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": "|u1"})
+        file.write(bytes(2 * 8 * 8 * 3))
+    with pytest.raises(MarcliError, match="is not a complete npz file"):
+        open_pictures(str(tmp_path / "x.npz"), image_size=None)
+
+
+def test_entries_that_are_no_arrays(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("arr_0", b"pictures")
+    with pytest.raises(MarcliError, match="has no array 'arr_0'; it has none"):
+        open_pictures(str(tmp_path / "x.npz"), image_size=None)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("arr_0.npy", b"pictures")
+    with pytest.raises(MarcliError, match="is not a complete npz file"):
+        open_pictures(str(tmp_path / "x.npz"), image_size=None)
 
 
 def test_links_to_folders_are_followed_as_in_training_but_not_in_circles(tmp_path):
