@@ -12,6 +12,7 @@ from PIL import Image
 
 from marcli.cli.app import run
 from marcli.metrics import features
+from marcli.sampling import evaluation
 from tests.model import tiny
 from tests.sampling.runs import write_run
 
@@ -57,6 +58,17 @@ def test_several_seeds(run_folder, tmp_path, measure):
     assert both["metrics"]["fid"] == pytest.approx(np.mean(fids))
     assert both["spread"]["fid"] == pytest.approx(np.std(fids, ddof=1))
     assert both["results"][0]["source"]["sample"]["steps"] == 2
+
+
+def test_features_of_other_arithmetic_or_another_version_never_meet(run_folder, tmp_path, measure, monkeypatch):
+    def sets_after(*arguments: object) -> int:
+        measure(run_folder, "--num", 20, "--steps", 1, "--out", tmp_path, *arguments)
+        return len(list(tmp_path.glob("features-*")))
+
+    assert [sets_after("--precision", "fp32") for _ in range(2)] == [1, 1]
+    assert sets_after("--precision", "bf16") == 2
+    monkeypatch.setattr(evaluation, "__version__", "99")
+    assert sets_after("--precision", "fp32") == 3
 
 
 def test_statistics_made_here_are_a_reference(run_folder, tmp_path, measure):
