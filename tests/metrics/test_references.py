@@ -108,8 +108,8 @@ def test_a_damaged_reference_in_the_cache_is_measured_again(tmp_path, monkeypatc
     assert network.seen == 2 * 31 and caplog.text.count("is damaged: the reference is measured again") == 1
     np.testing.assert_array_equal(again.features, first.features)
     assert first.sha256 == again.sha256 == sha256_file(path)
-    open_reference(str(path), extractor, image_size=8, **ALONE)
-    assert network.seen == 2 * 31 + 1
+    kept_now = open_reference(str(path), extractor, image_size=8, **ALONE)
+    assert network.seen == 2 * 31 + 1 and kept_now.record() == first.record()
 
 
 def test_other_weights_of_the_same_network_do_not_compare(tmp_path):
