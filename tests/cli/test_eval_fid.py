@@ -164,7 +164,8 @@ def test_two_and_three_processes_give_the_scores_of_one(run_folder, tmp_path):
         (["--features", "nope"], "neither inception"),
     ],
 )
-def test_wrong_usage_is_one_sentence(arguments, words, capsys):
+def test_wrong_usage_is_one_sentence(arguments, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # what is wrongly accepted leaves its files there
     arguments = arguments if "--features" in arguments else [*arguments, "--features", "pixels"]
     assert run(["eval-fid", *arguments, "--gpus", "0"]) == 2
     err = capsys.readouterr().err
