@@ -25,6 +25,7 @@ WHEN_OS_SAYS = {
     errno.EACCES: "No permission for {place}: change its permissions, or choose another",
     errno.EPERM: "No permission for {place}: change its permissions, or choose another",
     errno.ENOENT: "There is no {place}: check the path",
+    errno.EEXIST: "{place} exists already where a folder or file must be made: remove it, or choose another",
     errno.EISDIR: "{place} is a folder where a file is needed",
     errno.ENOTDIR: "{place} lies under a file where a folder is needed",
     errno.EFBIG: "{place} would grow beyond the largest file allowed here: see `ulimit -f`",
@@ -87,7 +88,7 @@ def _foreign_sentence(error: BaseException) -> str:
         names = {kind.__name__ for kind in type(cause).__mro__}
         number = cause.errno if isinstance(cause, OSError) else None
         if number in WHEN_OS_SAYS:
-            return WHEN_OS_SAYS[number].format(place=cause.filename or "that place")
+            return _os_sentence(number, cause.filename)
         if names & NETWORK_TYPES or number in NETWORK_ERRNOS:
             return (
                 f"A file had to be fetched and the network did not answer ({_first_line(cause)}): "
@@ -98,8 +99,14 @@ def _foreign_sentence(error: BaseException) -> str:
         if "OutOfMemoryError" in names:
             return "The GPU has not enough memory: lower the batch size, or set train.micro_batch_size"
         if "No space left on device" in str(cause):
-            return WHEN_OS_SAYS[errno.ENOSPC].format(place="that place")
+            return _os_sentence(errno.ENOSPC, None)
     return f"{type(error).__name__}: {_first_line(error)} (unexpected; MARCLI_TRACEBACK=1 shows where)"
+
+
+def _os_sentence(number: int, place: str | None) -> str:
+    """The sentence for an error number; the system does not always say the place."""
+    sentence = WHEN_OS_SAYS[number]
+    return sentence.format(place=place) if place else sentence.replace(" at {place}", "").format(place="that place")
 
 
 def _first_line(error: BaseException) -> str:

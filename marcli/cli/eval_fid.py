@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from marcli.runtime.accelerator import Processes
     from marcli.sampling.engine.build import EngineName
 
-PAPER_NUM = 50_000
 READERS = 2
 
 
@@ -105,11 +104,15 @@ def eval_fid(
         batch_size=batch_size,
     )
     check_inputs(names, overrides, images=images, reference=reference, make_stats=make_stats)
+    if images is not None or make_stats is not None:
+        made_with = {"--seeds": seeds != "0", "--classes": classes != "all", "--weights": weights != "ema"}
+        check_unused(made_with | {"--engine": engine != "auto"}, images=images)
     count, seed_list = parse_count(num), parse_seeds(seeds)
     check_push(push_to)
     run = run_to_share(names, images=images, make_stats=make_stats) if push_to is not None else None
     spread(gpus=gpus, processes=processes)
 
+    from marcli.metrics.evaluate import PAPER_NUM
     from marcli.metrics.features import build_extractor
     from marcli.runtime.accelerator import start_processes
 
@@ -125,7 +128,9 @@ def eval_fid(
         )
     if make_stats is not None:
         place = names[0] if names else str(images)
-        lines, record = make_statistics(place, make_stats, extractor, team, num=count, image_size=image_size)
+        lines, record = make_statistics(
+            place, make_stats, extractor, team, overrides=overrides, num=count, image_size=image_size
+        )
     elif images is not None:
         lines, record = measure_pictures(
             images,
@@ -163,6 +168,9 @@ def check_inputs(
     """Raise UsageError for combinations that have no meaning, before anything is loaded."""
     if len(names) > 1:
         raise UsageError(f"eval-fid measures one run at a time, not {' and '.join(names)}.")
+    for option, place in (("--images", images), ("--reference", reference)):
+        if place is not None:
+            check_place(option, place)
     if images is not None and names:
         raise UsageError(f"Give a run ({names[0]}) or --images {images}, not both.")
     if images is not None and overrides:
@@ -172,11 +180,31 @@ def check_inputs(
             raise UsageError("--images need a --reference to be compared with.")
         return
     if make_stats.suffix != ".npz":
-        raise UsageError(f"--make-stats writes an npz: call it {make_stats.with_suffix('.npz')}.")
+        name = make_stats.with_suffix(".npz") if make_stats.name else "OUT.npz"
+        raise UsageError(f"--make-stats writes an npz: call it {name}.")
     if reference is not None:
         raise UsageError("--make-stats makes a reference and compares with none: leave --reference out.")
     if images is None and not names:
         raise UsageError("--make-stats needs pictures: --images DIR, NPZ or data set, or a recipe for its data.")
+
+
+def check_place(option: str, place: str) -> None:
+    """Raise UsageError for pictures or statistics that cannot be there, before a network is downloaded for them."""
+    if not place.strip():
+        raise UsageError(f"{option} is empty: give a folder, an npz or a data set.")
+    path = Path(place).expanduser()
+    if path.suffix == ".npz" and not path.is_file():
+        raise UsageError(f"{option}: there is no file {path}.")
+    if place.startswith(("/", ".", "~")) and not path.exists():
+        raise UsageError(f"{option}: there is no {path}.")
+
+
+def check_unused(given: dict[str, bool], *, images: str | None) -> None:
+    """Raise UsageError for an option that says how a run makes pictures, where none makes any."""
+    pictures = "the pictures of a data set" if images is None else f"--images {images}"
+    for option, is_given in given.items():
+        if is_given:
+            raise UsageError(f"{option} says how a run makes pictures, but {pictures} are made already: leave it out.")
 
 
 def parse_count(text: str | None) -> int | None:
@@ -184,21 +212,39 @@ def parse_count(text: str | None) -> int | None:
     if text is None:
         return None
     digits, thousands = (text[:-1], 1000) if text[-1:] in ("k", "K") else (text, 1)
-    if not digits.isdecimal() or int(digits) * thousands < 2:
-        raise UsageError(f"--num {text!r}: give a number of pictures of at least 2, such as 50000 or 5k.")
+    if not is_number(digits) or int(digits) * thousands < 2:
+        raise UsageError(f"--num {shortened(text)}: give a number of pictures of at least 2, such as 50000 or 5k.")
     return int(digits) * thousands
 
 
 def parse_seeds(text: str) -> list[int]:
     """Return the numbers in '0,1,2'; raises UsageError."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
-        raise UsageError(f"--seeds {text!r}: give different whole numbers such as 0,1,2.")
-    return [int(part) for part in parts]
+    seeds = [int(part) for part in parts if is_number(part)]
+    if len(set(seeds)) != len(parts):
+        raise UsageError(f"--seeds {shortened(text)}: give different whole numbers such as 0,1,2.")
+    return seeds
+
+
+def is_number(text: str) -> bool:
+    """Tell whether `text` is a whole number of at most 18 digits: those fit 64 bits everywhere."""
+    return text.isdecimal() and len(text) <= 18
+
+
+def shortened(text: str) -> str:
+    """Return what was typed, quoted, without the middle of a very long one."""
+    return repr(text if len(text) <= 40 else f"{text[:20]}...{text[-10:]}")
 
 
 def make_statistics(
-    place: str, path: Path, extractor: "Extractor", team: "Processes", *, num: int | None, image_size: int | None
+    place: str,
+    path: Path,
+    extractor: "Extractor",
+    team: "Processes",
+    *,
+    overrides: list[str],
+    num: int | None,
+    image_size: int | None,
 ) -> tuple[list[str], dict]:
     """Write the statistics of a folder, an npz, a data set, or the data of a recipe or run."""
     from marcli.metrics.pictures import open_pictures, training_pictures
@@ -207,7 +253,9 @@ def make_statistics(
 
     recipe = Path(place) / "recipe.yaml" if (Path(place) / "recipe.yaml").is_file() else Path(place)
     if recipe.suffix in (".yaml", ".yml"):
-        source = training_pictures(read_recipe(recipe, []).data)
+        source = training_pictures(read_recipe(recipe, overrides).data)
+    elif overrides:
+        raise UsageError(f"{overrides[0]} changes a recipe, but {place} is none: --image-size crops pictures.")
     else:
         source = open_pictures(place, image_size=image_size)
     reference = measure(source, extractor, num=num, processes=team, workers=READERS)

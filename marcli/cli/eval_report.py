@@ -53,7 +53,7 @@ def write_result(result: EvalResult, folder: Path) -> Path:
     seed = f"-seed{result.source['seed']}" if "seed" in result.source else ""
     path = folder / f"{name}{seed}-{hashlib.sha256(how.encode()).hexdigest()[:8]}.json"
     with atomic_file(path) as incomplete:
-        incomplete.write_text(json.dumps(record, indent=1, default=str) + "\n")
+        incomplete.write_text(json.dumps(record, indent=1, default=str, allow_nan=False) + "\n")
     return path
 
 

@@ -119,9 +119,12 @@ def score_features(
     metrics = {"fid": frechet_distance(gaussian_from_features(features), reference.gaussian)}
     if extractor.classifier is not None:
         order, edges = SPLITS[inception_splits](count)
-        logits = features.astype(np.float64) @ extractor.classifier.T
-        score = inception_score(logits, order=order, edges=edges)
-        metrics |= {"inception_score": score.mean, "inception_score_std": score.std}
+        if (np.diff(edges) == 0).any():
+            warnings.append(f"No Inception Score: {count} pictures do not fill its {len(edges) - 1} splits.")
+        else:
+            logits = features.astype(np.float64) @ extractor.classifier.T
+            score = inception_score(logits, order=order, edges=edges)
+            metrics |= {"inception_score": score.mean, "inception_score_std": score.std}
     if reference.features is not None:
         precision, recall = precision_recall(features, reference.features, neighbours=NEIGHBOURS)
         subsets = fidelity_subsets(count, len(reference.features))

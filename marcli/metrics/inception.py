@@ -7,7 +7,6 @@ module gives it a file from the user's cache, or one the user names, and only af
 and their numbers compare only with their own kind.
 """
 
-import os
 import tempfile
 import urllib.request
 import warnings
@@ -25,6 +24,7 @@ from marcli.errors import MarcliError, UsageError
 from marcli.metrics.features import Extractor
 from marcli.metrics.resize import resize_half_pixel, resize_pillow_bicubic, resize_tf1
 from marcli.runtime.atomic import atomic_file, sha256_file
+from marcli.runtime.user_cache import user_cache
 
 INPUT_SIZE = 299
 
@@ -98,15 +98,9 @@ def verified_sha256(path: Path, *, expected: str | None) -> str:
     )
 
 
-def cache_folder() -> Path:
-    """Return the folder of downloaded networks, the user's own: $MARCLI_CACHE, else marcli in the user's cache."""
-    own = os.environ.get("MARCLI_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "marcli"
-
-
 def cached_file(file: PublishedFile) -> Path:
     """Return where `file` lies in the cache; a missing one is downloaded, checked and then put there whole."""
-    path = cache_folder() / "inception" / file.name
+    path = user_cache() / "inception" / file.name
     if path.is_file():
         verified_sha256(path, expected=file.sha256)
         return path

@@ -6,9 +6,12 @@ measurement with its name, because a score of "nearly all" pictures is not a sco
 
 import hashlib
 import io
+import math
+import os
 import re
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -26,6 +29,7 @@ from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
 from marcli.runtime.atomic import sha256_file
 
+BAD_ARCHIVE = (ValueError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, zipfile.LargeZipFile)
 SAMPLE_NAME = re.compile(r"\d{6,}\.png")
 
 
@@ -33,6 +37,8 @@ SAMPLE_NAME = re.compile(r"\d{6,}\.png")
 class PictureSource(Protocol):
     """Pictures of one size in a fixed order.
 
+    `fingerprint` is the sha256 of the file of an npz. Of folders and data sets it is a hash of crop, names, sizes and
+    times of change (and labels, where there are any); of data sets that are no files here, of sizes and labels.
     `mixed` says whether the first n are a fair choice; sets in class order are thinned evenly instead.
     """
 
@@ -60,7 +66,7 @@ def open_pictures(place: str, *, image_size: int | None) -> PictureSource:
         files = list_images(path)
         if files:
             return FolderPictures(path, files, crop_to=image_size)
-        if not any(path.rglob("*.parquet")):
+        if not any(file.suffix.lower() == ".parquet" for file in files_under(path)):
             raise UsageError(f"{path} holds no images: check the path.")
     if place != "digits" and image_size is None:
         if not path.exists() and place.count("/") != 1:
@@ -85,12 +91,39 @@ def chosen_indices(source: PictureSource, num: int | None) -> np.ndarray:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the images under `folder` by name; of the folder of `marcli sample` the pictures without the grid."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    """Return the images under `folder` by name; of the folder of `marcli sample` the pictures without the grid.
+
+    As in training, links to folders are followed and hidden entries are left out.
+    """
+    files = sorted(file for file in files_under(folder) if file.suffix.lower() in EXTENSIONS)
     if (folder / "samples.json").is_file():
         files = [path for path in files if SAMPLE_NAME.fullmatch(path.name)]
     return files
+
+
+def files_under(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Yield the files under `folder`; a link back to a folder around it (`above`) ends there."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from files_under(Path(entry.path), above | {real})
+            elif entry.is_file():
+                yield Path(entry.path)
+
+
+def stamp_of(files: Iterable[Path], root: Path) -> str:
+    """Return a hash of names, sizes and times of change: whatever rewrites a file changes it, without reading any."""
+    digest = hashlib.sha256()
+    for path in files:
+        status = path.stat()
+        digest.update(os.fsencode(path.relative_to(root)))
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 class FolderPictures:
@@ -98,15 +131,11 @@ class FolderPictures:
 
     def __init__(self, folder: Path, files: list[Path], *, crop_to: int | None) -> None:
         self.name, self._files, self._crop_to = str(folder), files, crop_to
-        self.mixed = all(SAMPLE_NAME.fullmatch(path.name) for path in files)
+        self.mixed = all(path.parent == folder and SAMPLE_NAME.fullmatch(path.name) for path in files)
         self.image_size = crop_to or self._native_size(files[0], files[0].read_bytes())[0]
         if crop_to is not None:
             self._refuse_enlarging(crop_to)
-        digest = hashlib.sha256(str(crop_to).encode())
-        for path in files:
-            status = path.stat()
-            digest.update(f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = hashlib.sha256(f"{crop_to} {stamp_of(files, folder)}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._files)
@@ -159,6 +188,10 @@ class DataSetPictures:
         self._images: ImageSet = open_images(data)
         self.name, self.image_size, self.mixed = data.path, data.image_size, False
         self.fingerprint = self._images.fingerprint
+        # That one is the same for a copy elsewhere, so it does not see a file rewritten at equal length.
+        if (path := Path(data.path).expanduser()).exists():
+            files = sorted(files_under(path)) if path.is_dir() else [path]
+            self.fingerprint = hashlib.sha256(f"{self.fingerprint} {stamp_of(files, path)}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._images)
@@ -172,8 +205,8 @@ class ArchivePictures:
     """`arr_0` of an npz, uint8 [n, h, w, 1 or 3]; not copied into memory when it is stored uncompressed."""
 
     def __init__(self, path: Path) -> None:
-        self.name, self.mixed = str(path), True
-        self._images = read_pictures(path)
+        self.name, self._images = str(path), read_pictures(path)
+        self.mixed = not in_class_order(read_arrays(path, ["arr_1"]).get("arr_1"))  # ADM's labels
         count, height, width, channels = self._images.shape
         if height != width or channels not in (1, 3) or count == 0:
             raise MarcliError(f"{path}: arr_0 is {list(self._images.shape)}, not pictures [n, side, side, 1 or 3].")
@@ -186,6 +219,13 @@ class ArchivePictures:
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "batch channels size size"]:
         """Return pictures as they are stored."""
         return torch.from_numpy(np.ascontiguousarray(self._images[np.asarray(indices)].transpose(0, 3, 1, 2)))
+
+
+def in_class_order(labels: np.ndarray | None) -> bool:
+    """Tell whether pictures with these labels come class by class."""
+    if labels is None or labels.ndim != 1 or len(np.unique(labels)) < 2:
+        return False
+    return np.array_equal(labels, np.sort(labels))
 
 
 def read_pictures(path: Path) -> UInt8[np.ndarray, "images height width channels"]:
@@ -204,13 +244,42 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return those arrays of an npz that it has; raises UsageError or MarcliError, and never unpickles."""
     if not path.is_file():
         raise UsageError(f"There is no file {path}.")
+    arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names if name in archive.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        with zipfile.ZipFile(path) as archive:
+            for name in set(names).intersection(entries_of(archive)):
+                read_header(archive, name)
+                with archive.open(f"{name}.npy") as file:
+                    arrays[name] = npy.read_array(file, allow_pickle=False)
+    except BAD_ARCHIVE as error:
         if "allow_pickle" in str(error):
             raise MarcliError(f"{path} holds Python objects, which could run code: it is not read.") from None
         raise MarcliError(f"{path} is not a complete npz file ({error}).") from None
+    return arrays
+
+
+def entries_of(archive: zipfile.ZipFile) -> list[str]:
+    """Return the names of the arrays in an open npz."""
+    return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
+def read_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Return shape, Fortran order, kind and length of the header; raises ValueError unless they fit the entry's length.
+
+    Else a few wrong bytes would ask for more memory than there is.
+    """
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    entry = archive.getinfo(f"{name}.npy")
+    with archive.open(entry) as file:
+        version = npy.read_magic(file)
+        if version not in readers:
+            raise ValueError(f"{name} is not a plain array")
+        shape, fortran_order, dtype = readers[version](file)
+        length = file.tell()
+    fits = length + math.prod(shape) * dtype.itemsize == entry.file_size and min(shape, default=0) >= 0
+    if not (fits or dtype.hasobject):
+        raise ValueError(f"{name} says it is {list(shape)}, but is not so long")
+    return shape, fortran_order, dtype, length
 
 
 def archive_names(path: Path) -> list[str]:
@@ -219,7 +288,7 @@ def archive_names(path: Path) -> list[str]:
         raise UsageError(f"There is no file {path}.")
     try:
         with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
+            return entries_of(archive)
     except zipfile.BadZipFile:
         raise MarcliError(f"{path} is not a complete npz file.") from None
 
@@ -228,21 +297,18 @@ def map_stored_array(path: Path, name: str) -> np.ndarray | None:
     """Return an uncompressed array of an npz as a memory map, or None where it must be read otherwise."""
     if name not in archive_names(path):
         raise MarcliError(f"{path} has no array {name!r}; it has {', '.join(archive_names(path)) or 'none'}.")
-    with zipfile.ZipFile(path) as archive:
-        entry = archive.getinfo(f"{name}.npy")
-        if entry.compress_type != zipfile.ZIP_STORED:
-            return None
-        offset = entry.header_offset
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.getinfo(f"{name}.npy")
+            shape, fortran_order, dtype, length = read_header(archive, name)
+    except BAD_ARCHIVE:
+        return None  # reading it says what is wrong
+    if entry.compress_type != zipfile.ZIP_STORED or dtype.hasobject or fortran_order:
+        return None
     with path.open("rb") as file:
-        file.seek(offset + 26)  # the lengths of name and extra field end the 30-byte local header
+        file.seek(entry.header_offset + 26)  # the lengths of name and extra field end the 30-byte local header
         lengths = file.read(4)
-        file.seek(offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little"))
-        try:
-            header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
-            shape, fortran_order, dtype = header(file)
-        except (KeyError, ValueError):
-            return None
-        num_bytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-        if dtype.hasobject or fortran_order or file.tell() + num_bytes > path.stat().st_size:
-            return None
-        return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
+    start = entry.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+    if start + entry.file_size > path.stat().st_size:
+        return None
+    return np.memmap(path, dtype=dtype, mode="r", offset=start + length, shape=shape)

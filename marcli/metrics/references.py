@@ -7,6 +7,7 @@ other. Files that say none of that are taken as ADM's (Inception, TensorFlow's r
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from marcli.errors import MarcliError, UsageError
 from marcli.metrics.extract import extract_read, network_batches
 from marcli.metrics.features import Extractor, merge_grey_channels
-from marcli.metrics.inception import cache_folder
+from marcli.metrics.inception import PUBLISHED
 from marcli.metrics.pictures import (
     ArchivePictures,
     PictureSource,
@@ -34,6 +35,9 @@ from marcli.recipe.data import Data
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.atomic import atomic_file, sha256_file
 from marcli.runtime.progress import Progress
+from marcli.runtime.user_cache import user_cache
+
+logger = logging.getLogger("marcli.metrics")
 
 KEPT_FEATURES = 10_000
 UNIT = 256
@@ -46,7 +50,7 @@ class Reference:
 
     Attributes:
         name: where it came from
-        sha256: hash of the file of statistics or pictures
+        sha256: hash of the named file of statistics or pictures; of others, `PictureSource.fingerprint`
         gaussian: moments of its features
         features: features of (at most 10,000 of) its pictures, or None where only moments are known
         image_size: side of its pictures, or None where the file does not say
@@ -80,13 +84,18 @@ def read_statistics(path: Path) -> Reference:
     arrays = read_arrays(path, ["mu", "sigma", "features", "metadata"])
     if not {"mu", "sigma"} <= arrays.keys():
         raise MarcliError(f"{path} has no mu and sigma; it has {', '.join(archive_names(path)) or 'nothing'}.")
+    for name in arrays.keys() - {"metadata"}:
+        if arrays[name].dtype.kind not in "fiu":
+            raise MarcliError(f"{path}: {name} is {arrays[name].dtype}, not real numbers; statistics are those.")
     mean, covariance = (np.asarray(arrays[name], dtype=np.float64) for name in ("mu", "sigma"))
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+    if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
         raise MarcliError(f"{path}: mu {list(mean.shape)} and sigma {list(covariance.shape)} do not belong together.")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise MarcliError(f"{path}: mu or sigma holds NaN or infinity.")
-    stated = stated_facts(arrays.get("metadata"))
     features = arrays.get("features")
+    if features is not None and (features.ndim != 2 or features.shape[1] != len(mean)):
+        raise MarcliError(f"{path}: features {list(features.shape)} and mu {list(mean.shape)} do not belong together.")
+    stated = stated_facts(arrays.get("metadata"))
     gaussian = Gaussian(mean=mean, covariance=covariance, factor=None, count=stated.get("num_images"))
     if features is not None and len(features) == gaussian.count:
         gaussian = gaussian_from_features(features)  # with the thin factor, where there are few pictures
@@ -107,7 +116,8 @@ def stated_facts(metadata: np.ndarray | None) -> dict[str, Any]:
         facts = json.loads(str(metadata))
     except json.JSONDecodeError:
         return {}
-    return facts if isinstance(facts, dict) else {}
+    texts_and_numbers = isinstance(facts, dict) and all(isinstance(fact, str | int | None) for fact in facts.values())
+    return facts if texts_and_numbers else {}
 
 
 def open_reference(
@@ -140,12 +150,27 @@ def measure_once(
     if extractor.weights_sha256 is None:
         return measure(source, extractor, num=None, processes=processes, workers=workers)
     facts = json.dumps([source.fingerprint, source.image_size, extractor.identity], sort_keys=True)
-    path = cache_folder() / "references" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"
-    if processes.any(not path.is_file()):
-        reference = measure(source, extractor, num=None, processes=processes, workers=workers)
-        if reference is not None:
-            write_statistics(reference, path)
-    return replace(read_statistics(path), name=source.name) if processes.is_main else None
+    path = user_cache() / "references" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"
+    kept = read_kept(path) if processes.is_main else None
+    if processes.any(processes.is_main and kept is None):
+        kept = measure(source, extractor, num=None, processes=processes, workers=workers)
+        if kept is not None:
+            write_statistics(kept, path)
+    return None if kept is None else replace(kept, name=source.name, sha256=source.fingerprint)
+
+
+def read_kept(path: Path) -> Reference | None:
+    """Return statistics from the cache; None where there are none, or where they differ from the hash beside them."""
+    try:
+        expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
+        if sha256_file(path) == expected:
+            return read_statistics(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, MarcliError):
+        pass
+    logger.warning("%s is damaged: the reference is measured again", path)
+    return None
 
 
 def read_reference(
@@ -193,6 +218,7 @@ def measure(
         gaussian = gaussian_from_features(features)
     else:
         gaussian = moments.gaussian()
+        assert gaussian.count == len(indices), f"moments of {gaussian.count} pictures instead of {len(indices)}"
         if extractor.name == "pixels" and has_equal_channels(gaussian):
             features, gaussian = merge_grey_channels(features), first_channel(gaussian)
     return Reference(
@@ -234,8 +260,10 @@ def stream_features(
     merged = None
     for part, part_rows in parts:
         rows |= part_rows
-        if part is not None:
-            merged = part if merged is None else merged.merge(part)
+        if merged is None:
+            merged = part
+        elif part is not None:
+            merged.merge(part)
     return merged, rows
 
 
@@ -260,10 +288,8 @@ def first_channel(gaussian: Gaussian) -> Gaussian:
 def write_statistics(reference: Reference, path: Path) -> Path:
     """Write mu, sigma, the kept features and what they are as one npz, and the same facts as JSON beside it.
 
-    Returns the path of the JSON file, which also holds the npz's hash.
+    `path` ends in .npz. Returns the path of the JSON file, which also holds the npz's hash.
     """
-    if path.suffix != ".npz":
-        raise UsageError(f"--make-stats writes an npz: call it {path.with_suffix('.npz')}.")
     facts = {
         **reference.identity,
         "source": reference.name,
@@ -295,7 +321,10 @@ def check_size(name: str, theirs: int | None, ours: int) -> None:
 
 
 def check_comparable(reference: Reference, extractor: Extractor, *, image_size: int, dim: int) -> list[str]:
-    """Raise UsageError for a reference of another network, protocol, dimension or picture size; return warnings."""
+    """Raise UsageError for a reference of another network, protocol, dimension or picture size; return warnings.
+
+    Warnings are published with a run (`--push-to`), so they name no folder.
+    """
     theirs, ours = reference.identity, extractor.identity
     for key, what in (("features", "features"), ("protocol", "protocol")):
         if theirs[key] is not None and theirs[key] != ours[key]:
@@ -304,6 +333,13 @@ def check_comparable(reference: Reference, extractor: Extractor, *, image_size: 
                 f"with {ours[key]!r}: such numbers do not compare. Make one with --make-stats, or change --{what}."
             )
     check_size(reference.name, reference.image_size, image_size)
+    other_weights = theirs["weights_sha256"] not in (None, ours["weights_sha256"])
+    if other_weights and not {theirs["weights_sha256"], ours["weights_sha256"]} <= PUBLISHED.keys():
+        raise UsageError(
+            f"The reference {reference.name} was made with other weights of {extractor.name} (sha256 "
+            f"{theirs['weights_sha256']}, and here {ours['weights_sha256']}): such numbers do not compare. Take the "
+            "same weights, or make a reference with these by --make-stats."
+        )
     if reference.gaussian.dim != dim:
         raise UsageError(
             f"The reference {reference.name} has {reference.gaussian.dim} dimensions and the samples' features {dim}: "
@@ -312,11 +348,14 @@ def check_comparable(reference: Reference, extractor: Extractor, *, image_size: 
     warnings = []
     if not reference.stated and (extractor.name, extractor.protocol) != ADM_PROTOCOL:
         warnings.append(
-            f"{reference.name} does not say which network and resizing it was made with; it is taken to be "
+            f"{Path(reference.name).name} does not say which network and resizing it was made with; it is taken to be "
             f"{extractor.name}, {extractor.protocol}. Published files are inception, legacy_tensorflow."
         )
-    if theirs["weights_sha256"] not in (None, ours["weights_sha256"]):
-        warnings.append(f"The reference was made with other weights of the network ({theirs['weights_sha256']}).")
+    if other_weights:
+        warnings.append(
+            f"The reference was made with the other published file of Inception ({theirs['weights_sha256']}), whose "
+            "features differ slightly."
+        )
     if reference.features is None:
         warnings.append(
             "Precision, recall and KID need features of single pictures, and this reference has only mu and sigma: "

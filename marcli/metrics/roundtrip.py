@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from marcli.bench.clock import synchronise
 from marcli.errors import MarcliError
 from marcli.metrics.features import Extractor
 from marcli.metrics.frechet import frechet_distance
@@ -179,12 +180,15 @@ def ssim(images: UInt8[Tensor, "batch c h w"], others: UInt8[Tensor, "batch c h 
     0.03, range 255, only where the window fits.
     """
     size = min(11, images.shape[-1] - 1 + images.shape[-1] % 2)
-    offsets = torch.arange(size, dtype=torch.float64, device=images.device) - size // 2
-    line = torch.exp(-offsets.square() / (2 * 1.5**2))
-    window = torch.outer(line, line) / line.sum() ** 2
+    weights = np.exp(-((np.arange(size) - size // 2) ** 2) / (2 * 1.5**2))
+    weights /= weights.sum()
 
     def average(values: Tensor) -> Tensor:
-        return F.conv2d(values.flatten(0, 1)[:, None], window[None, None])[:, 0].unflatten(0, values.shape[:2])
+        # The window is an outer product, so rows and then columns; sums of slices, since convolutions in fp64 are slow.
+        for axis in (-1, -2):
+            length = values.shape[axis] - size + 1
+            values = sum(weight * values.narrow(axis, k, length) for k, weight in enumerate(weights.tolist()))
+        return values
 
     a, b = images.double(), others.double()
     mean_a, mean_b = average(a), average(b)
@@ -217,6 +221,5 @@ def _for_features(images: Tensor, extractor: Extractor) -> Tensor:
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise(device)
     return time.perf_counter()

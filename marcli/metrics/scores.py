@@ -85,10 +85,11 @@ def precision_recall(
 
 def neighbour_radii(points: Float[np.ndarray, "points dim"], neighbours: int) -> Float[np.ndarray, " points"]:
     """Return the squared distance of each point to its k-th nearest other point."""
-    radii = np.empty(len(points))
+    radii, lengths = np.empty(len(points)), squared_lengths(points)
     for rows in blocks(len(points)):
-        distances = squared_distances(points[rows], points)
-        radii[rows] = np.partition(distances, neighbours, axis=1)[:, neighbours]
+        distances = squared_distances(points[rows], points, lengths)
+        distances.partition(neighbours, axis=1)
+        radii[rows] = distances[:, neighbours]
     return radii
 
 
@@ -98,25 +99,30 @@ def covered(
     radii: Float[np.ndarray, " centres"],
 ) -> float:
     """Return the share of `points` that lie in at least one ball."""
-    inside = sum(
-        int((squared_distances(points[rows], centres) <= radii).any(axis=1).sum()) for rows in blocks(len(points))
-    )
+    inside, lengths = 0, squared_lengths(centres)
+    for rows in blocks(len(points)):
+        inside += int((squared_distances(points[rows], centres, lengths) <= radii).any(axis=1).sum())
     return inside / len(points)
 
 
 def squared_distances(
-    first: Float[np.ndarray, "a dim"], second: Float[np.ndarray, "b dim"]
+    first: Float[np.ndarray, "a dim"], second: Float[np.ndarray, "b dim"], second_lengths: Float[np.ndarray, " b"]
 ) -> Float[np.ndarray, "a b"]:
-    """Return squared L2 distances, never below 0."""
+    """Return squared L2 distances, never below 0; `second_lengths` are the `squared_lengths` of `second`."""
     distances = first @ second.T
     distances *= -2.0
-    distances += (first**2).sum(axis=1)[:, None]
-    distances += (second**2).sum(axis=1)
+    distances += squared_lengths(first)[:, None]
+    distances += second_lengths
     return np.maximum(distances, 0.0, out=distances)
 
 
+def squared_lengths(points: Float[np.ndarray, "points dim"]) -> Float[np.ndarray, " points"]:
+    """Return |x|^2 of each row, without a second array of their size."""
+    return np.einsum("ij,ij->i", points, points)
+
+
 def blocks(count: int) -> Iterator[slice]:
-    """Yield slices of 512 rows: a block against 50,000 points takes 0.2 GB."""
+    """Yield slices of 512 rows: the distances of a block to 50,000 points are 0.2 GB."""
     return (slice(start, min(start + 512, count)) for start in range(0, count, 512))
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from marcli import __version__
 from marcli.metrics.collect import Collected, collect
 from marcli.metrics.extract import FeatureBatch, extract_images
 from marcli.metrics.features import Extractor
@@ -74,6 +75,7 @@ def collect_samples(
         "classes": list(classes),
         "engine": maker.name,
         "precision": precision,
+        "marcli": __version__,
         "torch": torch.__version__,
     }
     return collect(

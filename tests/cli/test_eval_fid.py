@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from marcli.cli.app import run
+from marcli.metrics import features
+from marcli.sampling import evaluation
 from tests.model import tiny
 from tests.sampling.runs import write_run
 
@@ -58,6 +60,17 @@ def test_several_seeds(run_folder, tmp_path, measure):
     assert both["results"][0]["source"]["sample"]["steps"] == 2
 
 
+def test_features_of_other_arithmetic_or_another_version_never_meet(run_folder, tmp_path, measure, monkeypatch):
+    def sets_after(*arguments: object) -> int:
+        measure(run_folder, "--num", 20, "--steps", 1, "--out", tmp_path, *arguments)
+        return len(list(tmp_path.glob("features-*")))
+
+    assert [sets_after("--precision", "fp32") for _ in range(2)] == [1, 1]
+    assert sets_after("--precision", "bf16") == 2
+    monkeypatch.setattr(evaluation, "__version__", "99")
+    assert sets_after("--precision", "fp32") == 3
+
+
 def test_statistics_made_here_are_a_reference(run_folder, tmp_path, measure):
     made = measure("--images", "digits", "--make-stats", tmp_path / "digits.npz")
     assert made["num_images"] == 1797 and made["features"] == "pixels"
@@ -72,6 +85,22 @@ def test_statistics_made_here_are_a_reference(run_folder, tmp_path, measure):
     for i in range(9):
         Image.fromarray(np.full((20, 16), i * 20, dtype=np.uint8)).save(folder / "a" / f"{i}.JPG", format="JPEG")
     assert measure("--images", folder, "--image-size", 8, "--make-stats", tmp_path / "f.npz")["image_size"] == 8
+
+
+def test_statistics_of_a_changed_recipe(tmp_path, measure):
+    folder = tmp_path / "set" / "a"
+    folder.mkdir(parents=True)
+    for i in range(9):
+        Image.fromarray(np.full((20, 16), i * 20, dtype=np.uint8)).save(folder / f"{i}.png")
+    changes = [f"data.path={tmp_path / 'set'}", "data.num_classes=1", "data.image_size=16"]
+    made = measure("recipes/digits.yaml", *changes, "--make-stats", tmp_path / "x.npz")
+    assert (made["num_images"], made["image_size"]) == (9, 16)
+
+
+def test_a_missing_reference_is_noticed_before_a_network_is_loaded(capsys, monkeypatch):
+    monkeypatch.setattr(features, "build_extractor", lambda *_, **__: pytest.fail("the network was built"))
+    assert run(["eval-fid", "--images", "digits", "--reference", "nope.npz", "--gpus", "0"]) == 2
+    assert capsys.readouterr().err == "error: --reference: there is no file nope.npz.\n"
 
 
 def test_the_table_is_for_people(run_folder, tmp_path, capsys):
@@ -115,13 +144,28 @@ def test_two_and_three_processes_give_the_scores_of_one(run_folder, tmp_path):
         (["--images", "b", "--make-stats", "x.npz", "--reference", "d"], "leave --reference out"),
         (["--num", "5kk"], "--num '5kk'"),
         (["--num", "1"], "at least 2"),
+        (["--num", "9" * 5000], "--num '99999999999999999999...9999999999': give a number"),
         (["--seeds", "1,1"], "different whole numbers"),
+        (["--seeds", "0,00"], "different whole numbers"),
+        (["--seeds", "9" * 5000], "give different whole numbers"),
+        (["--images", "", "--reference", "digits"], "--images is empty"),
+        (["--images", "digits", "--reference", " "], "--reference is empty"),
+        (["--images", "digits", "--make-stats", ""], "call it OUT.npz"),
+        (["--images", "digits", "--reference", "digits", "--seeds", "3"], "--seeds says how a run makes pictures"),
+        (["--images", "digits", "--reference", "digits", "--classes", "3"], "but --images digits are made already"),
+        (["--images", "digits", "--reference", "digits", "--weights", "raw"], "--weights says how"),
+        (["--images", "digits", "--make-stats", "x.npz", "--engine", "plain"], "--engine says how"),
+        (["recipes/digits.yaml", "--make-stats", "x.npz", "--seeds", "1"], "but the pictures of a data set are made"),
+        (["recipes/digits.yaml", "--make-stats", "x.npz", "data.nope=1"], "data.nope"),
+        (["digits", "--make-stats", "x.npz", "data.image_size=4"], "changes a recipe, but digits is none"),
         (["--images", "nothing-here", "--reference", "digits"], "There is no nothing-here"),
-        (["--images", "digits", "--reference", "none.npz"], "There is no file none.npz"),
+        (["--images", "digits", "--reference", "none.npz"], "there is no file none.npz"),
+        (["--images", "digits", "--reference", "/none/x"], "--reference: there is no /none/x"),
         (["--features", "nope"], "neither inception"),
     ],
 )
-def test_wrong_usage_is_one_sentence(arguments, words, capsys):
+def test_wrong_usage_is_one_sentence(arguments, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # what is wrongly accepted leaves its files there
     arguments = arguments if "--features" in arguments else [*arguments, "--features", "pixels"]
     assert run(["eval-fid", *arguments, "--gpus", "0"]) == 2
     err = capsys.readouterr().err

@@ -103,3 +103,11 @@ def test_other_settings_never_meet(source, tmp_path):
     other = Extractor("counting", "none", "2" * 64, torch.Tensor.float, network, None, torch.device("cpu"))
     collect_pictures(source, np.arange(1000), other, folder=tmp_path / "eval", processes=OneOf(), workers=1)
     assert network.seen == 1000
+
+
+def test_other_pictures_never_meet(source, tmp_path):
+    run(source, tmp_path / "eval", Counting())
+    np.savez(tmp_path / "y.npz", arr_0=255 - source.read(range(1000)).permute(0, 2, 3, 1).numpy())
+    network = Counting()
+    run(open_pictures(str(tmp_path / "y.npz"), image_size=None), tmp_path / "eval", network)
+    assert network.seen == 1000

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from marcli.cli.eval_report import write_result
 from marcli.errors import MarcliError
 from marcli.metrics.evaluate import distance_name, evaluate, score_features, summarize
 from marcli.metrics.features import Extractor, pixel_extractor
@@ -53,6 +54,17 @@ def test_inception_score_follows_the_named_protocol(reference):
     adm = evaluate(batches, extractor, reference, inception_splits="adm")
     assert "10 splits" in fidelity.protocol["inception_score"] and "5,000" in adm.protocol["inception_score"]
     assert adm.metrics["inception_score_std"] == 0.0 < fidelity.metrics["inception_score_std"]
+
+
+def test_too_few_pictures_have_no_inception_score(reference, tmp_path):
+    extractor = replace(pixel_extractor(), classifier=np.random.default_rng(0).normal(size=(7, 48)))
+    few, enough = (evaluate([noise(count, seed=1)], extractor, reference) for count in (9, 10))
+    assert not {"inception_score", "inception_score_std"} & few.metrics.keys()
+    assert [text for text in few.warnings if "No Inception Score: 9 pictures do not fill its 10 splits" in text]
+    assert enough.metrics["inception_score"] >= 1 and not any("Inception Score" in text for text in enough.warnings)
+    assert json.loads(write_result(few, tmp_path).read_text())["metrics"] == few.metrics
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_result(replace(few, metrics={"fid": float("nan")}), tmp_path)
 
 
 def test_only_fifty_thousand_pictures_are_called_fid_50k():

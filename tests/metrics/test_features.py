@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from marcli.errors import MarcliError, UsageError
 from marcli.metrics.features import build_extractor, merge_grey_channels
+from marcli.runtime.atomic import sha256_file
 
 BUILD = {
     "protocol": "legacy_tensorflow",
@@ -49,6 +50,13 @@ def test_timm_model_from_a_local_file(tmp_path):
     ).detach()
     np.testing.assert_allclose(extractor(images), expected.numpy(), rtol=1e-4, atol=1e-5)
     assert len(extractor.weights_sha256) == 64 and extractor.classifier is None
+    again = build_extractor("timm:test_vit", **BUILD | {"feature_weights": path})
+    assert again.weights_sha256 == extractor.weights_sha256 == extractor.identity["weights_sha256"]
+    state = model.state_dict()
+    state["norm.bias"] = state["norm.bias"] + 1e-3
+    save_file(state, path)
+    other = build_extractor("timm:test_vit", **BUILD | {"feature_weights": path})
+    assert other.weights_sha256 != extractor.weights_sha256
 
 
 def test_dinov2_is_vit_l14_at_224_pixels(monkeypatch):
@@ -73,10 +81,9 @@ def test_torchscript_file(tmp_path):
 
     path = tmp_path / "colour.pt"
     torch.jit.save(torch.jit.script(MeanColour()), path)
-    images = pictures(3, 16)
-    np.testing.assert_allclose(
-        build_extractor(str(path), **BUILD)(images), images.float().mean((2, 3)).numpy(), rtol=1e-6
-    )
+    images, extractor = pictures(3, 16), build_extractor(str(path), **BUILD)
+    np.testing.assert_allclose(extractor(images), images.float().mean((2, 3)).numpy(), rtol=1e-6)
+    assert (extractor.name, extractor.weights_sha256) == ("colour.pt", sha256_file(path))
 
 
 def test_unknown_networks_are_named(tmp_path):

@@ -72,6 +72,14 @@ def test_identical_sets_are_zero_and_never_negative():
     assert 0.0 <= frechet_distance(gaussian, nudged) < 1e-5
 
 
+def test_a_shift_alone_and_a_spread_alone_count():
+    gaussian = gaussian_from_features(features(6, 300, 16))
+    shifted = Gaussian(gaussian.mean + 0.5, gaussian.covariance, None, None)
+    assert frechet_distance(gaussian, shifted) == pytest.approx(16 * 0.25)
+    wider = Gaussian(gaussian.mean, 4 * gaussian.covariance, None, None)  # (2 s - s)^2 in every direction
+    assert frechet_distance(gaussian, wider) == pytest.approx(np.trace(gaussian.covariance))
+
+
 def test_streaming_equals_one_pass_for_any_split():
     rows = features(7, 501, 32) + 1e3  # a large mean exposes sums of squares
     whole = gaussian_from_features(rows)

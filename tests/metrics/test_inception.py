@@ -106,6 +106,15 @@ def test_download_is_checked_and_lands_whole(tmp_path, monkeypatch):
     assert list(path.parent.iterdir()) == []  # nothing half-written stays
 
 
+def test_downloads_go_where_other_caches_are(tmp_path, monkeypatch):
+    source = tmp_path / "served.pt"
+    source.write_bytes(b"weights")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MARCLI_CACHE", "~/own")
+    path = inception.cached_file(inception.PublishedFile("net.pt", source.as_uri(), sha256_file(source)))
+    assert path == tmp_path / "own/inception/net.pt"
+
+
 def test_files_that_are_no_network(tmp_path, trusted):
     class Payload:
         def __reduce__(self):

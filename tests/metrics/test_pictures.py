@@ -1,14 +1,18 @@
 """Pictures to be measured: what is read as it is, and what is refused by name."""
 
 import json
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.lib import format as npy
 from PIL import Image
 
 from marcli.errors import MarcliError, UsageError
-from marcli.metrics.pictures import chosen_indices, open_pictures
+from marcli.metrics.pictures import chosen_indices, list_images, open_pictures, training_pictures
+from marcli.recipe.data import Data
 
 
 def noise(count: int, size: int, channels: int = 3) -> np.ndarray:
@@ -26,8 +30,9 @@ def test_a_folder_and_both_kinds_of_npz_give_the_same_pictures(tmp_path):
     images = noise(5, 16)
     np.savez(tmp_path / "stored.npz", arr_0=images, arr_1=np.arange(5))
     np.savez_compressed(tmp_path / "packed.npz", arr_0=images)
+    np.savez(tmp_path / "columns.npz", arr_0=np.asfortranarray(images))
     folder = write_folder(tmp_path / "png", images, [f"{i:06d}.png" for i in range(5)])
-    for place in (tmp_path / "stored.npz", tmp_path / "packed.npz", folder):
+    for place in (*tmp_path.glob("*.npz"), folder):
         source = open_pictures(str(place), image_size=None)
         assert (len(source), source.image_size) == (5, 16)
         np.testing.assert_array_equal(source.read([3, 1]).permute(0, 2, 3, 1).numpy(), images[[3, 1]])
@@ -47,6 +52,71 @@ def test_a_few_of_a_set_in_class_order_are_spread_evenly(tmp_path):
     assert chosen_indices(open_pictures(str(samples), image_size=None), 3).tolist() == [0, 1, 2]
     with pytest.raises(UsageError, match=r"asks for 7 pictures, but .* holds 6"):
         chosen_indices(open_pictures(str(samples), image_size=None), 7)
+
+
+def test_numbered_files_in_class_folders_are_in_class_order(tmp_path):
+    folder = write_folder(tmp_path, noise(6, 8), [f"{c}/{i:06d}.png" for c in "ab" for i in range(3)])
+    assert chosen_indices(open_pictures(str(folder), image_size=None), 2).tolist() == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("labels", "chosen"),
+    [([0, 0, 1, 1], [0, 2]), ([1, 0, 1, 0], [0, 1]), ([5, 5, 5, 5], [0, 1]), ([[0], [1]], [0, 1]), ([], [0, 1])],
+)
+def test_an_archive_with_sorted_labels_is_in_class_order(tmp_path, labels, chosen):
+    np.savez(tmp_path / "x.npz", arr_0=noise(4, 8), arr_1=np.array(labels))
+    assert chosen_indices(open_pictures(str(tmp_path / "x.npz"), image_size=None), 2).tolist() == chosen
+
+
+@pytest.mark.parametrize("shape", [(-2, 8, 8, 3), (-1, -1, 8, 3), (2**40, 8, 8, 3), (2**62, 8, 8, 3), (3, 8, 8, 3)])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_archive_that_claims_more_than_it_holds(tmp_path, shape, method):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive, archive.open("arr_0.npy", "w") as file:
+        npy.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": "|u1"})
+        file.write(bytes(2 * 8 * 8 * 3))
+    with pytest.raises(MarcliError, match="is not a complete npz file"):
+        open_pictures(str(tmp_path / "x.npz"), image_size=None)
+
+
+def test_entries_that_are_no_arrays(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("arr_0", b"pictures")
+    with pytest.raises(MarcliError, match="has no array 'arr_0'; it has none"):
+        open_pictures(str(tmp_path / "x.npz"), image_size=None)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("arr_0.npy", b"pictures")
+    with pytest.raises(MarcliError, match="is not a complete npz file"):
+        open_pictures(str(tmp_path / "x.npz"), image_size=None)
+
+
+def test_links_to_folders_are_followed_as_in_training_but_not_in_circles(tmp_path):
+    write_folder(tmp_path / "elsewhere", noise(3, 8), ["0.png", "1.PNG", ".hidden.png"])
+    folder = write_folder(tmp_path / "set", noise(2, 8), ["a/0.png", ".b/0.png"])
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    names = [str(path.relative_to(folder)) for path in list_images(folder)]
+    assert names == ["a/0.png", "linked/0.png", "linked/1.PNG"]
+
+
+def rewrite(path: Path) -> None:
+    """Change a file and keep its length."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
+
+
+@pytest.mark.parametrize("crop", [None, 8])
+def test_a_rewritten_file_of_equal_length_makes_another_set(tmp_path, crop):
+    folder = write_folder(tmp_path, noise(4, 16), [f"{c}/{i}.png" for c in "ab" for i in range(2)])
+
+    def fingerprints() -> list[str]:
+        data = Data(path=str(folder), image_size=16, num_classes=2)
+        return [open_pictures(str(folder), image_size=crop).fingerprint, training_pictures(data).fingerprint]
+
+    before = fingerprints()
+    assert fingerprints() == before
+    rewrite(folder / "a" / "1.png")
+    assert all(now != then for now, then in zip(fingerprints(), before, strict=True))
 
 
 def test_sizes(tmp_path):

@@ -1,17 +1,25 @@
 """References: ADM's files as they are, statistics made here, and what does not compare."""
 
 import json
+import os
+import pickle
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from marcli.errors import MarcliError, UsageError
 from marcli.metrics import references
 from marcli.metrics.features import Extractor, pixel_extractor
+from marcli.metrics.inception import PUBLISHED
 from marcli.metrics.pictures import open_pictures
 from marcli.metrics.references import check_comparable, measure, open_reference, read_statistics, write_statistics
+from marcli.recipe.data import Data
+from marcli.runtime.atomic import sha256_file
 from tests.metrics.team import OneOf
 
 ALONE = {"processes": OneOf(), "workers": 1}
@@ -41,7 +49,80 @@ def test_adm_file_with_moments_and_pictures_gives_each_to_its_metric(tmp_path, m
     np.testing.assert_allclose(reference.features, images.mean((1, 2)), rtol=1e-6)
     again = open_reference(str(path), colour_means(), image_size=8, **ALONE)  # now from the cache
     np.testing.assert_array_equal(again.features, reference.features)
+    assert reference.sha256 == again.sha256 == sha256_file(path)
     assert check_comparable(reference, colour_means(), image_size=8, dim=3) == []
+
+
+class Watched:
+    """Stands for a network and counts the pictures it sees."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen += len(images)
+        return images.mean((2, 3))
+
+
+def test_a_runs_own_pictures_are_measured_again_when_they_or_the_network_change(tmp_path, monkeypatch):
+    """The fingerprint of the data lets a copied set resume, so it cannot tell a file rewritten at equal length."""
+    monkeypatch.setenv("MARCLI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "set" / f"{number}.bmp")
+    data, network = Data(path=str(tmp_path / "set"), image_size=8, num_classes=1), Watched()
+
+    def opened(**changes: str) -> np.ndarray:
+        extractor = replace(colour_means(), network=network, **changes)
+        return open_reference(data, extractor, image_size=8, **ALONE).gaussian.mean
+
+    def measured(**changes: str) -> int:
+        before = network.seen
+        opened(**changes)
+        return network.seen - before - 1  # one blank picture asks for the number of features
+
+    assert [measured(), measured()] == [4, 0]
+    Image.fromarray(255 - images[0]).save(tmp_path / "set" / "0.bmp")
+    os.utime(tmp_path / "set" / "0.bmp", ns=(0, 10**15))
+    assert [measured(), measured()] == [4, 0]
+    images[0] = 255 - images[0]
+    np.testing.assert_allclose(opened(), images.mean((0, 1, 2)), rtol=1e-5)
+    assert [measured(weights_sha256="1" * 64), measured(protocol="clean"), measured()] == [4, 4, 0]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "no hash"])
+def test_a_damaged_reference_in_the_cache_is_measured_again(tmp_path, monkeypatch, caplog, damage):
+    monkeypatch.setenv("MARCLI_CACHE", str(tmp_path / "cache"))
+    path, network = archive(tmp_path / "x.npz"), Watched()
+    extractor = replace(colour_means(), network=network)
+    first = open_reference(str(path), extractor, image_size=8, **ALONE)
+    [kept] = (tmp_path / "cache" / "references").glob("*.npz")
+    content = bytearray(kept.read_bytes())
+    content[300] ^= 1
+    if damage == "no hash":
+        kept.with_suffix(".json").write_text("{}")
+    else:
+        kept.write_bytes(content if damage == "flip" else content[:300])
+    again = open_reference(str(path), extractor, image_size=8, **ALONE)
+    assert network.seen == 2 * 31 and caplog.text.count("is damaged: the reference is measured again") == 1
+    np.testing.assert_array_equal(again.features, first.features)
+    assert first.sha256 == again.sha256 == sha256_file(path)
+    kept_now = open_reference(str(path), extractor, image_size=8, **ALONE)
+    assert network.seen == 2 * 31 + 1 and kept_now.record() == first.record()
+
+
+def test_other_weights_of_the_same_network_do_not_compare(tmp_path):
+    source = open_pictures(str(archive(tmp_path / "x.npz")), image_size=None)
+    first, second = (replace(colour_means(), weights_sha256=sha256) for sha256 in PUBLISHED)
+    made = measure(source, first, num=None, **ALONE)
+    assert check_comparable(made, first, image_size=8, dim=3) == []
+    [warning] = check_comparable(made, second, image_size=8, dim=3)
+    assert "the other published file of Inception" in warning
+    for theirs, ours in (("a" * 64, "b" * 64), (first.weights_sha256, "b" * 64), ("a" * 64, first.weights_sha256)):
+        made = measure(source, replace(first, name="net.pt", weights_sha256=theirs), num=None, **ALONE)
+        with pytest.raises(UsageError, match=f"other weights of net.pt .*{theirs}, and here {ours}.*--make-stats"):
+            check_comparable(made, replace(first, name="net.pt", weights_sha256=ours), image_size=8, dim=3)
 
 
 def test_moments_alone_lack_the_pictures_for_precision_and_recall(tmp_path):
@@ -50,7 +131,7 @@ def test_moments_alone_lack_the_pictures_for_precision_and_recall(tmp_path):
     [warning] = check_comparable(reference, colour_means(), image_size=64, dim=3)
     assert "Precision, recall and KID need" in warning and "10,000 pictures" in warning
     warnings = check_comparable(reference, colour_means("clean"), image_size=64, dim=3)
-    assert "does not say which network and resizing" in warnings[0]
+    assert warnings[0].startswith("stats.npz does not say which network and resizing")
 
 
 def test_statistics_round_trip_and_know_what_they_are(tmp_path):
@@ -79,6 +160,29 @@ def test_more_pictures_than_are_kept_stream_to_the_same_moments(tmp_path, monkey
     np.testing.assert_allclose(streamed.gaussian.covariance, whole.gaussian.covariance, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_processes_share_more_pictures_than_are_kept(tmp_path, monkeypatch, world_size):
+    """700 pictures are three units: two shares of unequal size, three equal ones, or three and an empty one."""
+    source = open_pictures(str(archive(tmp_path / "x.npz", count=700, size=4)), image_size=None)
+    monkeypatch.setattr(references, "KEPT_FEATURES", 100)
+    alone = measure(source, pixel_extractor(), num=None, **ALONE)
+    sent: dict[int, bytes] = {}
+
+    def gather(parts: list, mine: object, *, rank: int) -> None:
+        sent[rank] = pickle.dumps(mine)
+        parts[:] = [pickle.loads(sent.get(other, sent[rank])) for other in range(world_size)]
+
+    for rank in reversed(range(world_size)):  # the main process last, when all others have sent theirs
+        monkeypatch.setattr(references.dist, "all_gather_object", partial(gather, rank=rank))
+        team = {"processes": OneOf(rank, world_size), "workers": 1}
+        together = measure(source, pixel_extractor(), num=None, **team)
+        assert (together is None) == (rank != 0)
+    assert together.gaussian.count == 700
+    np.testing.assert_array_equal(together.features, alone.features)
+    np.testing.assert_allclose(together.gaussian.mean, alone.gaussian.mean, rtol=1e-12)
+    np.testing.assert_allclose(together.gaussian.covariance, alone.gaussian.covariance, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("kept", [50, 10_000])
 def test_grey_pictures_count_one_channel(tmp_path, monkeypatch, kept):
     monkeypatch.setattr(references, "KEPT_FEATURES", kept)
@@ -100,6 +204,13 @@ def test_grey_pictures_count_one_channel(tmp_path, monkeypatch, kept):
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, "do not belong together"),
         ({"mu": np.zeros(3), "sigma": np.eye(3) * np.nan}, "holds NaN"),
         ({"mu": np.array([None, 1]), "sigma": np.eye(2)}, "Python objects"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "do not belong together"),
+        ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "mu is <U1, not real numbers"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2) * 1j}, "sigma is complex128, not real numbers"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "features": np.zeros(())}, r"features \[\] and mu \[2\] do not"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "features": np.zeros(9)}, r"features \[9\] and mu \[2\] do not"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "features": np.zeros((9, 3))}, r"\[9, 3\] and mu \[2\] do not"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "features": np.array(["x"])}, "features is <U1, not real"),
     ],
 )
 def test_damaged_statistics(tmp_path, arrays, words):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from marcli.bench.clock import timed
 from marcli.errors import MarcliError
 from marcli.metrics.features import pixel_extractor
 from marcli.metrics.roundtrip import measure_round_trip, perplexity, psnr, ssim
@@ -46,6 +47,29 @@ def test_ssim_equals_a_loop_over_windows() -> None:
             )
     assert ssim(a, b).item() == pytest.approx(np.mean(values), rel=1e-9)
     assert ssim(a, a).item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("side", "size"), [(6, 5), (11, 11), (40, 11)])
+def test_rows_then_columns_are_the_whole_window(side, size) -> None:
+    a, b = (noise(2, 3, side, side, seed=seed).double() for seed in (2, 3))
+    line = torch.exp(-((torch.arange(size) - size // 2).double() ** 2) / (2 * 1.5**2))
+    window = torch.outer(line, line)[None, None] / line.sum() ** 2
+
+    def average(values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.conv2d(values.flatten(0, 1)[:, None], window)
+
+    ma, mb = average(a), average(b)
+    va, vb, vab = average(a * a) - ma**2, average(b * b) - mb**2, average(a * b) - ma * mb
+    expected = (2 * ma * mb + 2.55**2) * (2 * vab + 7.65**2) / ((ma**2 + mb**2 + 2.55**2) * (va + vb + 7.65**2))
+    found = ssim(a.byte(), b.byte())
+    torch.testing.assert_close(found, expected.unflatten(0, (2, 3)).mean((1, 2, 3, 4)), rtol=1e-10, atol=0)
+
+
+def test_ssim_of_large_pictures_is_quick() -> None:
+    """A two-dimensional window over fp64 takes more than half a second per picture."""
+    images = noise(2, 3, 256, 256)
+    best = min(timed(lambda: ssim(images, images), CPU) for _ in range(3))
+    assert best < 0.5
 
 
 @pytest.mark.parametrize("side", [4, 8, 9, 16])

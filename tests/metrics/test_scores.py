@@ -49,6 +49,26 @@ def test_agrees_with_torch_fidelity(sets):
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
 
 
+def test_splits_of_a_count_that_ten_does_not_divide(sets):
+    """torch-fidelity cuts 617 images at 61, 123, 185, ...: each image is in one split."""
+    isc = pytest.importorskip("torch_fidelity.metric_isc")
+    logits = sets[2][:617]
+    theirs = isc.isc_features_to_metric(torch.from_numpy(logits), splits=10, shuffle=True, rng_seed=2020)
+    order, edges = scores.fidelity_splits(617)
+    assert edges.tolist() == [0, 61, 123, 185, 246, 308, 370, 431, 493, 555, 617]
+    ours = scores.inception_score(logits, order=order, edges=edges)
+    assert ours.mean == pytest.approx(theirs["inception_score_mean"], rel=1e-10)
+    assert ours.std == pytest.approx(theirs["inception_score_std"], rel=1e-8)
+
+
+def test_lengths_of_the_second_set_are_computed_once(monkeypatch):
+    points, seen = np.random.default_rng(4).normal(size=(1600, 3)), []
+    lengths = scores.squared_lengths
+    monkeypatch.setattr(scores, "squared_lengths", lambda rows: seen.append(len(rows)) or lengths(rows))
+    scores.neighbour_radii(points, 3)
+    assert sorted(seen) == [64, 512, 512, 512, 1600]
+
+
 def test_agrees_with_clean_fid(sets):
     cleanfid = pytest.importorskip("cleanfid.fid")
     samples, reference, _ = sets
