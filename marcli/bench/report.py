@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from marcli.bench.points import ENGINE_CLASSES, Measurement
+from marcli.runtime.atomic import atomic_file
 
 CLASS_TITLES = {
     "plain": "Plain: the published algorithm",
@@ -63,7 +64,7 @@ def share_text(shares: dict[str, float]) -> str:
 
 
 def fid_text(measurement: Measurement) -> str:
-    """The distance, with its spread over seeds where several were measured."""
+    """The distance and its standard error (a jackknife over groups of batches), where enough were measured."""
     if measurement.fid is None:
         return "-"
     spread = "" if measurement.fid_spread is None else f" ± {measurement.fid_spread:.2g}"
@@ -124,14 +125,17 @@ def conditions(report: dict[str, Any]) -> list[str]:
     return lines + report["notes"]
 
 
-def write_report(report: dict[str, Any], measurements: Sequence[Measurement], folder: Path) -> None:
-    """Write `bench.json` and `report.md` into `folder`, beside `tradeoff.png`."""
-    text = json.dumps(report, indent=1, allow_nan=False)
-    (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
+def write_report(report: dict[str, Any], measurements: Sequence[Measurement], folder: Path) -> list[Path]:
+    """Write `bench.json` and `report.md` into `folder`, the numbers first; return their paths."""
     lines = ["# Speed and quality", "", f"`{report['command']}`", ""]
     lines += ["![Speed against quality](tradeoff.png)", ""]
     lines.append(markdown_tables(measurements))
     lines += [f"- {line}" for line in conditions(report)]
-    if report["regressions"]:
-        lines += ["", "## Regressions", "", *(f"- {line}" for line in report["regressions"])]
-    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for title in ("regressions", "missing"):
+        if report[title]:
+            lines += ["", f"## {title.capitalize()}", "", *(f"- {line}" for line in report[title])]
+    texts = {"bench.json": json.dumps(report, indent=1, allow_nan=False), "report.md": "\n".join(lines)}
+    for name, text in texts.items():
+        with atomic_file(folder / name) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+    return [folder / name for name in texts]

@@ -181,6 +181,7 @@ def report_of(
         "notes": list(notes),
         "points": [measurement.record() for measurement in measurements],
         "regressions": [],
+        "missing": [],
     }
 
 

@@ -1,15 +1,17 @@
 """`marcli bench`: what to measure, one call, and what came out."""
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from marcli.cli.options import AsJson, BatchSize, DryRun, Gpus, Precision, Seed, Weights, split_overrides
 from marcli.cli.output import print_result
-from marcli.errors import MarcliError
+from marcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from marcli.bench.points import Measurement
     from marcli.bench.request import Planned, Request
 
 # What is measured when there is no run: the paper's figure on a GPU, its small copy elsewhere.
@@ -103,6 +105,8 @@ def bench(
     )
     planned, notes = plan_known(request)
     folder = out or default_folder(names[0])
+    if baseline is not None:
+        check_is_kept(baseline, folder)
     for line in (*lines, *notes):
         typer.echo(line, err=True)
     if dry_run:
@@ -128,8 +132,30 @@ def default_specs(gpus: str) -> tuple[list[str], list[str]]:
 
 def default_folder(spec: str) -> Path:
     """Where reports go: into a run, else `bench` here."""
-    path = Path(spec)
-    return path / "bench" if path.is_dir() else Path("bench")
+    path = Path(spec).expanduser()
+    return path / "bench" if (path / "recipe.yaml").is_file() else Path("bench")
+
+
+def check_is_kept(baseline: Path, folder: Path) -> None:
+    """Raise UsageError where the report would take the baseline's place: a regression would pass the next time."""
+    written = folder / "bench.json"
+    if written.exists() and written.samefile(baseline):
+        raise UsageError(
+            f"The report would overwrite the baseline {baseline}, and a regression would be the next baseline: "
+            "give another --out, or keep the baseline under another name"
+        )
+
+
+def make_writable(folder: Path) -> None:
+    """Make the folder of the reports; raises UsageError now rather than after minutes of measuring."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as problem:
+        raise UsageError(
+            f"Reports cannot be written to {folder} ({problem.strerror}): give another folder as --out"
+        ) from None
 
 
 def print_points(planned: "list[Planned]", folder: Path, *, as_json: bool) -> None:
@@ -164,35 +190,44 @@ def run(
     precision: str,
     as_json: bool,
 ) -> None:
-    """Measure, write, print, and compare with the baseline; raises MarcliError for a regression."""
-    from marcli.bench.baseline import check_comparable, find_regressions
-    from marcli.bench.plot import draw_sweep, draw_tradeoff
+    """Measure, write, print, and compare with the baseline; exit code 1 for a regression."""
+    from marcli.bench.baseline import check_comparable, compare, complaint
     from marcli.bench.report import conditions, print_tables, write_report
     from marcli.bench.roofline import circumstances
-    from marcli.bench.tradeoff import run_bench, small_print
+    from marcli.bench.tradeoff import run_bench
     from marcli.runtime.accelerator import start_processes
 
     processes = start_processes(precision=precision, gpus=gpus)
     if before is not None:
         check_comparable(before, circumstances(processes.device, processes.precision))
+    make_writable(folder)
     report, measurements = run_bench(planned, notes, request, processes)
-    regressions = []
+    sentence = None
     if before is not None:
-        regressions, lines = find_regressions(before, report, tolerance)
-        report["regressions"] = [str(regression) for regression in regressions]
-        report["notes"] += lines
-    folder.mkdir(parents=True, exist_ok=True)
-    distance = next((m.fid_name for m in measurements if m.fid_name), "FID")
-    names = ["bench.json", "report.md", "tradeoff.png"]
-    draw_tradeoff(measurements, folder / "tradeoff.png", distance=distance, conditions=small_print(report))
-    if any(m.point.swept for m in measurements):
-        names.append("sweep.png")
-        draw_sweep(measurements, folder / "sweep.png", distance=distance, conditions=small_print(report))
-    write_report(report, measurements, folder)
+        comparison = compare(before, report, tolerance)
+        report["regressions"] = [str(regression) for regression in comparison.regressions]
+        report["missing"] = comparison.missing
+        report["notes"] += comparison.notes
+        sentence = complaint(comparison, tolerance)
+    written = [*write_report(report, measurements, folder), *draw(report, measurements, folder)]
     print_tables(measurements)
-    written = [folder / name for name in names]
-    lines = [*conditions(report), f"Written: {', '.join(map(str, written))}"]
-    print_result(lines, {**report, "out": folder}, as_json=as_json)
-    if regressions:
-        worse = "; ".join(map(str, regressions))
-        raise MarcliError(f"{len(regressions)} numbers are more than {tolerance:.0%} worse than the baseline: {worse}")
+    record = {**report, "out": folder} | ({} if sentence is None else {"error": sentence, "exit_code": 1})
+    print_result([*conditions(report), f"Written: {', '.join(map(str, written))}"], record, as_json=as_json)
+    if sentence is not None:  # not raised: with --json the report stays the last line
+        typer.secho("error:", fg="red", bold=True, nl=False, err=True)
+        typer.echo(f" {sentence}", err=True)
+        raise typer.Exit(1)
+
+
+def draw(report: dict[str, Any], measurements: "list[Measurement]", folder: Path) -> list[Path]:
+    """Draw the pictures and return their paths."""
+    from marcli.bench.plot import draw_sweep, draw_tradeoff
+    from marcli.bench.tradeoff import small_print
+
+    distance = next((m.fid_name for m in measurements if m.fid_name), "FID")
+    pictures = {"tradeoff.png": draw_tradeoff}
+    if any(m.point.swept for m in measurements):
+        pictures["sweep.png"] = draw_sweep
+    for name, drawn in pictures.items():
+        drawn(measurements, folder / name, distance=distance, conditions=small_print(report))
+    return [folder / name for name in pictures]

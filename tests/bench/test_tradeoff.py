@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from marcli.bench.baseline import FORMAT
 from marcli.bench.budget import affordable, fitting_batch_size
 from marcli.bench.measure import Contender, Extent, measure_shares, run_rounds
 from marcli.bench.plan import Variant
@@ -125,9 +126,51 @@ def test_command_writes_everything_and_gates(tmp_path, capsys):
     baseline = tmp_path / "baseline.json"
     baseline.write_text(json.dumps(stored))
     assert run([*command, "--baseline", str(baseline)]) == 1
-    complaint = capsys.readouterr().err
-    assert complaint.count("seconds_per_image") == 4
-    assert "debug_head_diffusion (MAR Diff Loss), fast engine, 2 AR steps" in complaint
+    shown = capsys.readouterr()
+    assert shown.err.count("seconds_per_image") == 4
+    assert "error: 4 numbers are more than 10% worse" in shown.err
+    assert "debug_head_diffusion (MAR Diff Loss), fast engine, 2 AR steps" in shown.err
+    (line,) = [line for line in shown.out.splitlines() if line.startswith("{")]
+    result = json.loads(line)
+    assert line == shown.out.splitlines()[-1] and result["exit_code"] == 1 and result["error"] in shown.err
+    assert len(result["regressions"]) == 4 and len(result["points"]) == 4
+
+
+def measuring_is_wrong(*_):
+    raise AssertionError("this should have been refused before anything is measured")
+
+
+def test_a_gate_never_overwrites_its_baseline(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("marcli.bench.tradeoff.run_bench", measuring_is_wrong)
+    point = {"key": "x", "seconds_per_image": 1, "peak_memory_bytes": 1, "fid": None, "batch_size": 1}
+    baseline = tmp_path / "bench.json"
+    baseline.write_text(json.dumps({"format": FORMAT, "points": [point]}))
+    before = baseline.read_text()
+    link = tmp_path / "link.json"
+    link.symlink_to(baseline)
+    for named in (baseline, link):
+        assert run(["bench", SPECS["masked"], "--out", str(tmp_path), "--baseline", str(named)]) == 2
+        assert "would overwrite the baseline" in capsys.readouterr().err
+    assert baseline.read_text() == before
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_measuring(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("marcli.bench.tradeoff.run_bench", measuring_is_wrong)
+    (tmp_path / "file").write_text("x")
+    assert run(["bench", SPECS["masked"], "--gpus", "0", "--out", str(tmp_path / "file")]) == 2
+    assert "Reports cannot be written to" in capsys.readouterr().err
+    assert run(["bench", SPECS["masked"], "--gpus", "0", "--out", "/proc/none"]) == 2
+
+
+def test_numbers_are_on_disk_before_anything_is_drawn(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("marcli.bench.plot.draw_tradeoff", fail)
+    command = ["bench", SPECS["dit"], "--dit-steps", "2", "--batch-size", "2", "--num", "4", "--gpus", "0"]
+    assert run([*command, "--out", str(tmp_path)]) == 1
+    assert len(json.loads((tmp_path / "bench.json").read_text())["points"]) == 1
+    assert (tmp_path / "report.md").is_file()
 
 
 def test_a_trained_run_is_judged_against_its_own_data_and_found_without_a_name(tmp_path, monkeypatch, capsys):
