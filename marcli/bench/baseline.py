@@ -12,7 +12,7 @@ from typing import Any
 
 from marcli.errors import UsageError
 
-FORMAT = "marcli bench 1"
+FORMAT = "marcli bench 2"
 SAME = ("device", "threads", "precision")
 
 

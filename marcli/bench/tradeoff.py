@@ -21,6 +21,7 @@ from marcli.bench.points import Measurement, point_of
 from marcli.bench.quality import Judge, Tally, build_judge
 from marcli.bench.request import Planned, Request
 from marcli.bench.roofline import Machine, circumstances, measure_machine, roofline_seconds, weight_seconds
+from marcli.errors import UsageError
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.progress import Progress
 from marcli.sampling.engine.build import EngineName, build_engine, has_fast_engine
@@ -77,9 +78,8 @@ def contenders_of(
         system = entry.system
         usable, without = engines_for(system, engines, device)
         notes += [f"{system.name}: the {name} engine has nothing for a DiT on a CPU" for name in without]
-        built = {
-            name: build_engine(system, name=name, device=device, precision=precision, compiled=True) for name in usable
-        }
+        built = [build_engine(system, name=each, device=device, precision=precision, compiled=True) for each in usable]
+        built = {engine.name: engine for engine in built}  # auto and what it stands for are one
         for variant, engine in itertools.product(entry.variants, built.values()):
             point = point_of(
                 variant.recipe,
@@ -88,6 +88,7 @@ def contenders_of(
                 engine_class=CLASS_OF_ENGINE[engine.name],
                 swept=variant.swept,
                 is_default=variant.is_default,
+                weights="random" if entry.is_random else system.weights,
             )
             contender = Contender(
                 point=point,
@@ -98,6 +99,9 @@ def contenders_of(
                 tally=Tally(judge) if judge is not None and not entry.is_random else None,
             )
             contenders.append(contender)
+    keys = [contender.point.key for contender in contenders]
+    if len(set(keys)) < len(keys):
+        raise UsageError(f"{max(keys, key=keys.count)} would be measured twice: ask for every setting once")
     return contenders, notes
 
 

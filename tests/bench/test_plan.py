@@ -74,10 +74,7 @@ def test_presets_stand_beside_the_exact_points():
     assert [each.recipe.sample.steps for each in variants] == [4, 8] * 3
     assert variants[2].recipe.sample.diffusion_steps == 50
     assert notes == []
-    points = [
-        point_of(each.recipe, system="x", engine="fast", engine_class="lossless", swept=(), is_default=False)
-        for each in variants
-    ]
+    points = points_of(variants)
     assert [point.engine_class for point in points] == ["lossless"] * 2 + ["approximate"] * 4
     assert [point.engine for point in points] == ["fast"] * 2 + ["fast + disa"] * 2 + ["fast + swift"] * 2
     assert len({point.key for point in points}) == 6
@@ -97,6 +94,43 @@ def test_single_switches_are_swept():
     assert [(each.solver, each.final_diffusion_steps) for each in switches] == [
         ("ancestral", None), ("ancestral", 2), ("ddim", None), ("ddim", 2),
     ]  # fmt: skip
+
+
+def points_of(variants):
+    return [
+        point_of(each.recipe, system="x", engine="fast", engine_class="lossless", swept=each.swept, is_default=False)
+        for each in variants
+    ]
+
+
+def test_a_switch_swept_beside_a_preset_is_named_in_the_point():
+    sweep = parse_sweeps(["approximate.final_diffusion_steps=null,2,5"])
+    points = points_of(planned(MASKED, presets=("disa",), sweep=sweep)[0])
+    assert len({point.key for point in points}) == len(points) == 6
+    assert [point.engine for point in points] == [
+        "fast", "fast + final_diffusion_steps 2", "fast + final_diffusion_steps 5",
+        "fast", "fast + disa, final_diffusion_steps 2", "fast + disa",
+    ]  # fmt: skip
+    assert "max_timestep 950" in points[3].key  # what a preset leaves behind when its switch is off
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["cfg_schedule=constant", "max_timestep=700", "clip_denoised=2.5", "confidence_temperature=1", "cfg=1.5",
+     "temperature=0.9", "diffusion_steps=7", "steps=3", "batch_size=9", "approximate.solver=ddim"],
+)  # fmt: skip
+def test_all_that_changes_time_or_quality_is_in_the_key(override):
+    settings = {"system": "x", "engine": "fast", "engine_class": "lossless", "swept": (), "is_default": False}
+    usual = point_of(read_recipe(MASKED, []), **settings)
+    assert point_of(read_recipe(MASKED, [f"sample.{override}"]), **settings).key != usual.key
+    assert point_of(read_recipe(MASKED, []), **settings, weights="raw").key != usual.key
+
+
+def test_the_same_setting_is_planned_once():
+    assert len(planned(MASKED, sweep=parse_sweeps(["temperature=1,1.0"]))[0]) == 1
+    again = ["sample.diffusion_steps=50", "sample.max_timestep=950", "sample.approximate.final_diffusion_steps=5"]
+    again.append("sample.approximate.preset=disa")
+    assert len(planned(MASKED, steps=(4,), presets=("disa",), overrides=again)[0]) == 1
 
 
 @pytest.mark.parametrize(
