@@ -61,14 +61,17 @@ def read_baseline(path: Path) -> dict[str, Any]:
 
 def is_measured(point: object) -> bool:
     """Whether this is a point of a report, with every number that is compared."""
-    if not isinstance(point, dict) or not isinstance(point.get("key"), str):
+    if not isinstance(point, dict) or not all(isinstance(point.get(name), str) for name in ("key", "system")):
+        return False
+    if not all(isinstance(point.get(name, ""), int | None) for name in ("steps", "diffusion_steps")):
         return False
     fid = point.get("fid", "absent")
     return (
         is_number(point.get("seconds_per_image"))
         and point["seconds_per_image"] > 0
         and is_number(point.get("peak_memory_bytes"))
-        and is_number(point.get("batch_size"))
+        and isinstance(point.get("batch_size"), int)
+        and point["batch_size"] > 0
         and (fid is None or (is_number(fid) and {"fid_images", "fid_protocol"} <= point.keys()))
     )
 
@@ -76,6 +79,11 @@ def is_measured(point: object) -> bool:
 def is_number(value: object) -> bool:
     """Whether a value out of JSON is a finite number, from 0."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def points_of(baseline: dict[str, Any]) -> frozenset[tuple[str, int | None, int | None]]:
+    """The (system, AR steps, diffusion steps) that a baseline has."""
+    return frozenset((point["system"], point["steps"], point["diffusion_steps"]) for point in baseline["points"])
 
 
 def check_comparable(baseline: dict[str, Any], current: dict[str, Any]) -> None:

@@ -76,6 +76,7 @@ class Measurement:
     published_flops_per_image: float | None
     roofline_seconds: float | None
     weight_seconds: float | None
+    unpriced: tuple[str, ...] = ()  # parts that no figure counts, as the recipe does not tell their architecture
     part_shares: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     fid: float | None = None

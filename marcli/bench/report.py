@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from marcli.bench.cost import plus
 from marcli.bench.points import ENGINE_CLASSES, Measurement
 from marcli.runtime.atomic import atomic_file
 
@@ -43,8 +44,11 @@ def columns(measurements: Sequence[Measurement]) -> list[tuple[str, Callable[[Me
         ("s\n/image", lambda m: f"{m.seconds_per_image:.3g}"),
         ("spread", lambda m: f"{(m.slowest - m.fastest) / m.seconds_per_image:.0%}" if m.batches > 1 else "-"),
         ("images\n/s", lambda m: short(m.images_per_second)),
-        ("GFLOP\n/image", lambda m: "?" if m.flops_per_image is None else short(m.flops_per_image / 1e9)),
-        ("roof-\nline", lambda m: "?" if m.roofline_share is None else f"{m.roofline_share:.0%}"),
+        (
+            "GFLOP\n/image",
+            lambda m: "?" if m.flops_per_image is None else short(m.flops_per_image / 1e9) + plus(m.unpriced),
+        ),
+        ("roof-\nline", roofline_text),
         (f"time in\n{parts} %", lambda m: share_text(m.part_shares)),
         ("memory\nMiB", lambda m: f"{m.peak_memory_bytes / 2**20:,.0f}"),
     ]
@@ -56,6 +60,12 @@ def columns(measurements: Sequence[Measurement]) -> list[tuple[str, Callable[[Me
 def short(value: float) -> str:
     """Three significant digits, never an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def roofline_text(measurement: Measurement) -> str:
+    """The share of the least possible time; at least so much where a part is not counted."""
+    share = measurement.roofline_share
+    return "?" if share is None else f"{'≥ ' if measurement.unpriced else ''}{share:.0%}"
 
 
 def share_text(shares: dict[str, float]) -> str:
@@ -118,7 +128,8 @@ def conditions(report: dict[str, Any]) -> list[str]:
         "GFLOP: matrix products of the plain algorithm, 2 per multiply-add, guidance counted. Roofline: the time they "
         f"would take at {peak:,.0f} GFLOP/s, which one large product reaches here, over the measured time.",
         "Time shares of encoder / decoder / head / tokenizer come from one more batch with a clock on every part. "
-        f"Memory: peak, {report['memory_counts']}. An asterisk marks the recipe's own settings.",
+        f"Memory: peak, {report['memory_counts']}, less the weights of other runs and of the network that judges. "
+        "An asterisk marks the recipe's own settings.",
     ]
     if report["quality"]:
         lines.append(report["quality"])

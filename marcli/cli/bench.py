@@ -74,17 +74,17 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure speed and quality against the number of steps: table, plot, JSON, regression gate."""
-    from marcli.bench.baseline import parse_tolerance, read_baseline
+    from marcli.bench.baseline import parse_tolerance, points_of, read_baseline
     from marcli.bench.plan import parse_counts, parse_presets, parse_sweeps
     from marcli.bench.request import Request, parse_engines, plan_known
 
     names, overrides = split_overrides(arguments)
-    names += compare or []
     share = parse_tolerance(tolerance)
     before = None if baseline is None else read_baseline(baseline)
     lines = []
     if not names:
-        names, lines = default_specs(gpus)
+        names, lines = default_specs(gpus, compared=compare or [])
+    names += compare or []
     request = Request(
         specs=tuple(names),
         overrides=tuple(overrides),
@@ -93,7 +93,7 @@ def bench(
         sweep=parse_sweeps(sweep or []),
         presets=parse_presets(fast_preset or []),
         engines=parse_engines(engine),
-        batch_size=batch_size,
+        batch_size=batch_size or (before and before["points"][0]["batch_size"]),
         num=num,
         minutes=minutes,
         quality=quality,
@@ -102,6 +102,7 @@ def bench(
         inception=inception,
         weights=weights,
         seed=seed,
+        gated=points_of(before) if before else frozenset(),
     )
     planned, notes = plan_known(request)
     folder = out or default_folder(names[0])
@@ -115,13 +116,18 @@ def bench(
     run(request, planned, [*lines, *notes], folder, before, share, gpus=gpus, precision=precision, as_json=as_json)
 
 
-def default_specs(gpus: str) -> tuple[list[str], list[str]]:
-    """Return the newest run, else recipes that stand for random weights, and a line that says so."""
+def default_specs(gpus: str, *, compared: list[str]) -> tuple[list[str], list[str]]:
+    """Return the newest run, else recipes that stand for random weights, and a line that says so.
+
+    Raises UsageError where `compared` runs have none beside them.
+    """
     from marcli.runtime.rundir import newest_run
 
     newest = newest_run()
     if newest is not None:
         return [str(newest.path)], [f"Using {newest.path}, the newest run."]
+    if compared:
+        raise UsageError(f"--compare {compared[0]}: there is no run under runs/ to compare it with, so name one first")
     from marcli.runtime.accelerator import count_gpus
 
     names = ON_GPU if count_gpus(gpus) else ON_CPU
@@ -160,7 +166,7 @@ def make_writable(folder: Path) -> None:
 
 def print_points(planned: "list[Planned]", folder: Path, *, as_json: bool) -> None:
     """Print what would be measured, with its cost."""
-    from marcli.bench.cost import published_cost
+    from marcli.bench.cost import plus, published_cost
     from marcli.bench.points import family_of
 
     lines, points = [], []
@@ -171,9 +177,11 @@ def print_points(planned: "list[Planned]", folder: Path, *, as_json: bool) -> No
             recipe = variant.recipe
             counts = f"{recipe.sampling_steps or recipe.sample.diffusion_steps} steps"
             settings = "".join(f", {key} {value}" for key, value in variant.swept)
-            giga = published_cost(recipe).flops / 1e9
-            lines.append(f"{recipe.name} ({family_of(recipe)}): {counts}{settings}, {giga:,.3g} GFLOP per image")
-            points.append({"recipe": recipe.name, "steps": counts, **dict(variant.swept), "gflop": giga})
+            cost = published_cost(recipe)
+            giga = f"{cost.flops / 1e9:,.3g} GFLOP{plus(cost.unknown)}"
+            lines.append(f"{recipe.name} ({family_of(recipe)}): {counts}{settings}, {giga} per image")
+            point = {"recipe": recipe.name, "steps": counts, **dict(variant.swept)}
+            points.append(point | {"gflop": cost.flops / 1e9, "unpriced": cost.unknown})
     lines.append(f"reports would go to {folder}")
     print_result(lines, {"points": points, "out": folder}, as_json=as_json)
 

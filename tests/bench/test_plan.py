@@ -8,9 +8,10 @@ import pytest
 
 from marcli.bench.plan import parse_counts, parse_presets, parse_sweeps, plan
 from marcli.bench.points import point_of
-from marcli.bench.request import parse_engines
+from marcli.bench.request import known_recipe, parse_engines
+from marcli.cli.app import run
 from marcli.errors import UsageError
-from marcli.recipe.reader import read_recipe
+from marcli.recipe.reader import read_recipe, write_recipe
 
 MASKED, CAUSAL, DIT = "debug/head_diffusion", "debug/backbone_causal", "debug/backbone_dit"
 
@@ -131,6 +132,48 @@ def test_the_same_setting_is_planned_once():
     again = ["sample.diffusion_steps=50", "sample.max_timestep=950", "sample.approximate.final_diffusion_steps=5"]
     again.append("sample.approximate.preset=disa")
     assert len(planned(MASKED, steps=(4,), presets=("disa",), overrides=again)[0]) == 1
+
+
+def test_a_run_called_as_a_recipe_is_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    with pytest.raises(UsageError, match="digits is a folder"):
+        known_recipe("./digits", [])
+    write_recipe(read_recipe(MASKED, []), tmp_path / "digits" / "recipe.yaml")
+    recipe, is_random = known_recipe("digits", [])
+    assert (recipe.name, is_random) == ("debug_head_diffusion", False)
+    assert known_recipe("digits_ar", [])[1]
+
+
+def test_names_are_checked_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for arguments, words in (
+        (["nosuch"], "There is no run, weights file or published name nosuch"),
+        (["digits", "recipes/digits.yaml"], "is named twice"),
+        (["mar-b", "mar-b"], "is named twice"),
+        (["--compare", "digits_ar"], "no run under runs/ to compare it with"),
+    ):
+        assert run(["bench", *arguments, "--dry-run"]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_compare_without_a_run_stands_beside_the_newest_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    write_recipe(read_recipe(MASKED, ["name=mine"]), folder / "recipe.yaml")
+    (folder / "weights.safetensors").touch()
+    assert run(["bench", "--compare", CAUSAL, "--dry-run", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(dict.fromkeys(point["recipe"] for point in shown["points"])) == ["mine", "debug_backbone_causal"]
+    assert shown["out"] == "runs/mine/bench"
+
+
+def test_an_uncounted_decoder_is_said(capsys):
+    assert run(["bench", "ablations/table2_consistency", "--steps", "8", "--dry-run", "--json"]) == 0
+    line, *_, last = capsys.readouterr().out.splitlines()
+    assert "GFLOP + tokenizer per image" in line
+    assert json.loads(last)["points"][0]["unpriced"] == ["tokenizer"]
 
 
 @pytest.mark.parametrize(

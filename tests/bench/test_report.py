@@ -10,6 +10,7 @@ from marcli.bench.baseline import FORMAT, check_comparable, compare, complaint, 
 from marcli.bench.plot import draw_sweep, draw_tradeoff, series_of
 from marcli.bench.points import Measurement, Point
 from marcli.bench.report import by_class, columns, markdown_tables, print_tables
+from marcli.bench.tradeoff import small_print
 from marcli.errors import UsageError
 
 
@@ -77,6 +78,20 @@ def test_cells():
     assert row["memory MiB"] == "3"
     assert row["FID"] == "20"
     assert row["spread"] == "20%"
+
+
+def test_a_figure_without_the_tokenizer_says_so():
+    partial = dataclasses.replace(measurement(0.5), unpriced=("tokenizer",))
+    row = {heading.replace("\n", " "): cell(partial) for heading, cell in columns([partial])}
+    assert (row["GFLOP /image"], row["roof- line"]) == ("2 + tokenizer", "≥ 25%")
+
+
+def test_small_print_says_what_the_numbers_in_the_picture_are():
+    stated = {"marcli": "0", "device": "CPU", "precision": "fp32"}
+    points = [measurement(1.0, fid=9.0).record(), measurement(1.0, family="DiT", fid=9.0).record()]
+    assert "numbers: AR steps, of a DiT diffusion steps" in small_print({**stated, "points": points})
+    assert small_print({**stated, "points": points[:1]}).endswith("numbers: AR steps")
+    assert "numbers" not in small_print({**stated, "points": [measurement(1.0).record()]})
 
 
 def test_a_point_that_got_slower_is_a_regression_and_noise_is_not():

@@ -1,5 +1,6 @@
 """The bench from recipes to files, and its parts against what they promise."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,10 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 from marcli.bench.baseline import FORMAT
-from marcli.bench.budget import affordable, fitting_batch_size
+from marcli.bench.budget import affordable, fit_to_time, fitting_batch_size
+from marcli.bench.clock import Memory
+from marcli.bench.entries import Entry
 from marcli.bench.measure import Contender, Extent, measure_shares, run_rounds
-from marcli.bench.plan import Variant
+from marcli.bench.plan import Variant, vary
 from marcli.bench.points import point_of
+from marcli.bench.quality import Judge
+from marcli.bench.request import Request
 from marcli.bench.roofline import Machine
 from marcli.bench.stand_in import random_tokenizer, stand_in_system
 from marcli.cli.app import run
@@ -66,12 +71,61 @@ def test_shares_cover_the_parts_of_an_approximation_too():
 
 def test_first_round_is_not_timed_and_time_ends_all_points_alike():
     pair = [contender(SPECS["masked"]), contender(SPECS["dit"])]
-    run_rounds(pair, Extent(rounds=4, seconds=None, seed=0), lambda: None)
+    run_rounds(pair, Extent(rounds=4, seconds=None, seed=0, num=100), lambda: None)
     assert [len(each.seconds) for each in pair] == [3, 3]
     assert all(each.peak.peak_bytes > 0 for each in pair)
     pair = [contender(SPECS["masked"]), contender(SPECS["dit"])]
-    run_rounds(pair, Extent(rounds=50, seconds=0.0, seed=0), lambda: None)
+    run_rounds(pair, Extent(rounds=50, seconds=0.0, seed=0, num=100), lambda: None)
     assert [len(each.seconds) for each in pair] == [1, 1]
+
+
+class Counted:
+    """A tally that only counts."""
+
+    count = 0
+
+    def add(self, images):
+        self.count += len(images)
+
+
+def test_exactly_so_many_pictures_are_judged_whatever_the_batch():
+    each = contender(SPECS["masked"])
+    each.tally = Counted()
+    run_rounds([each], Extent(rounds=3, seconds=None, seed=0, num=3), lambda: None)
+    assert each.tally.count == 3
+
+
+def test_time_is_the_median_and_memory_that_of_the_system_alone():
+    each = contender(SPECS["masked"])
+    each.seconds, each.peak, each.weight_bytes = [1.0, 2.0, 9.0], Memory(1000, "resident"), 100
+    measured = each.measurement(held_bytes=350)  # of which 250 are another system's and the judge's
+    assert (measured.seconds_per_image, measured.fastest, measured.slowest) == (2.0, 1.0, 9.0)
+    assert measured.peak_memory_bytes == 750
+
+
+def test_the_judge_knows_its_weights():
+    network = torch.nn.Linear(3, 5)
+    extractor = dataclasses.replace(pixel_extractor(), network=network)
+    assert Judge(extractor, reference=None).weight_bytes == 4 * (15 + 5)
+
+
+def test_a_baseline_decides_what_is_left_out_and_never_the_clock(monkeypatch):
+    recipe, machine = read_recipe(SPECS["masked"], []), Machine(flops_per_second=1.0, bytes_per_second=1.0)
+    variants = [Variant(vary(recipe, steps=steps), (), False) for steps in (1, 2, 4, 8)]
+    entries = [Entry(stand_in_system(recipe, seed=0), variants, True)]
+    gated = frozenset((recipe.name, steps, 10) for steps in (2, 8))
+    asked = plan_request(specs=(SPECS["masked"],), batch_size=4, gated=gated)
+    (entry,), notes = fit_to_time(entries, asked, machine)
+    assert [each.recipe.sample.steps for each in entry.variants] == [2, 8]
+    assert len(notes) == 2 and "the baseline does not have them" in notes[0]
+    other = dataclasses.replace(asked, gated=frozenset({("another", 2, 10)}))
+    assert len(fit_to_time(entries, other, machine)[0][0].variants) == 4
+
+
+def plan_request(**given) -> Request:
+    absent = dict.fromkeys(["steps", "dit_steps", "num", "minutes", "quality", "reference", "features", "inception"])
+    rest = {"overrides": (), "sweep": {}, "presets": (), "engines": ("auto",), "weights": "ema", "seed": 0}
+    return Request(**absent, **rest, **given)
 
 
 def test_engine_under_other_settings_is_the_engine_built_for_them():
@@ -142,7 +196,16 @@ def measuring_is_wrong(*_):
 
 def test_a_gate_never_overwrites_its_baseline(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("marcli.bench.tradeoff.run_bench", measuring_is_wrong)
-    point = {"key": "x", "seconds_per_image": 1, "peak_memory_bytes": 1, "fid": None, "batch_size": 1}
+    point = {
+        "key": "x",
+        "system": "x",
+        "steps": 1,
+        "diffusion_steps": 1,
+        "seconds_per_image": 1,
+        "peak_memory_bytes": 1,
+        "fid": None,
+        "batch_size": 1,
+    }
     baseline = tmp_path / "bench.json"
     baseline.write_text(json.dumps({"format": FORMAT, "points": [point]}))
     before = baseline.read_text()
