@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from marcli.recipe.tokenizer import Tokenizer as TokenizerSection
 
 DEFAULT_SIDE = 256
+LARGEST_SIDE = 16384
 SHOWN = 8  # pictures side by side
 
 
@@ -32,7 +33,8 @@ def tokenize(
     ] = None,
     num: Annotated[int, typer.Option(min=1, help="Images to judge on, evenly spread over the set.")] = 256,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the centre crop; default: the pictures' own, at most 256.")
+        int | None,
+        typer.Option(min=1, max=LARGEST_SIDE, help="Side of the centre crop; default: the pictures' own, at most 256."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a hub data set or folder.")] = "train",
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 16,

@@ -88,6 +88,7 @@ def test_kl16_with_other_weights_says_so_and_a_broken_picture_is_named(photos, t
         (("digits", "--tokenizer", "{kind: kmeans, codes: 3}"), 2, "tokenizer.codes is not a key"),
         (("digits", "--tokenizer", "kl16"), 2, "too few for the tokenizer: give --image-size"),
         (("digits", "--tokenizer", "kmeans", "--image-size", "7"), 2, "choose a multiple of 2"),
+        (("digits", "--tokenizer", "kmeans", "--image-size", "99999999999"), 2, "--image-size"),
         (("digits", "--tokenizer", "kl16=/no/file.ckpt", "--image-size", "32"), 1, "no such file"),
     ],
 )
