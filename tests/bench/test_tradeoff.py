@@ -1,6 +1,7 @@
 """The bench from recipes to files, and its parts against what they promise."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -120,6 +121,22 @@ def test_a_baseline_decides_what_is_left_out_and_never_the_clock(monkeypatch):
     assert len(notes) == 2 and "the baseline does not have them" in notes[0]
     other = dataclasses.replace(asked, gated=frozenset({("another", 2, 10)}))
     assert len(fit_to_time(entries, other, machine)[0][0].variants) == 4
+
+
+@pytest.mark.parametrize(
+    ("minutes", "num", "seconds"), [(None, None, 240), (None, 100, None), (3, 100, 180), (0, None, None), (0.5, 10, 30)]
+)
+def test_time_limit(minutes, num, seconds):
+    asked = dataclasses.replace(plan_request(specs=(), batch_size=None), minutes=minutes, num=num)
+    assert asked.seconds == seconds
+
+
+def test_no_round_starts_that_would_end_too_late(monkeypatch):
+    clock = itertools.count(0.0, 5.0)  # read before all, and around every round
+    monkeypatch.setattr("marcli.bench.measure.time.monotonic", lambda: next(clock))
+    each = contender(SPECS["masked"])
+    run_rounds([each], Extent(rounds=50, seconds=24.0, seed=0, num=9), lambda: None)
+    assert len(each.seconds) == 1  # the second round ends at 20, and one more would end at 25
 
 
 def plan_request(**given) -> Request:
