@@ -5,13 +5,14 @@ instead of calling it a regression.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marcli.errors import MarcliError, UsageError
+from marcli.errors import UsageError
 
-FORMAT = "marcli bench 1"
+FORMAT = "marcli bench 2"
 SAME = ("device", "threads", "precision")
 
 
@@ -25,7 +26,8 @@ class Regression:
     now: float
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.quantity} {self.before:.4g} -> {self.now:.4g} ({self.now / self.before - 1:+.1%})"
+        change = f" ({self.now / self.before - 1:+.1%})" if self.before else ""
+        return f"{self.key}: {self.quantity} {self.before:.4g} -> {self.now:.4g}{change}"
 
 
 def parse_tolerance(text: str) -> float:
@@ -51,7 +53,37 @@ def read_baseline(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(report, dict) or report.get("format") != FORMAT:
         raise UsageError(f"The baseline {path} is not a bench.json of this program ({FORMAT!r}): measure it again")
+    points = report.get("points")
+    if not isinstance(points, list) or not points or not all(map(is_measured, points)):
+        raise UsageError(f"The baseline {path} has no points, or points without their numbers: measure it again")
     return report
+
+
+def is_measured(point: object) -> bool:
+    """Whether this is a point of a report, with every number that is compared."""
+    if not isinstance(point, dict) or not all(isinstance(point.get(name), str) for name in ("key", "system")):
+        return False
+    if not all(isinstance(point.get(name, ""), int | None) for name in ("steps", "diffusion_steps")):
+        return False
+    fid = point.get("fid", "absent")
+    return (
+        is_number(point.get("seconds_per_image"))
+        and point["seconds_per_image"] > 0
+        and is_number(point.get("peak_memory_bytes"))
+        and isinstance(point.get("batch_size"), int)
+        and point["batch_size"] > 0
+        and (fid is None or (is_number(fid) and {"fid_images", "fid_protocol"} <= point.keys()))
+    )
+
+
+def is_number(value: object) -> bool:
+    """Whether a value out of JSON is a finite number, from 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def points_of(baseline: dict[str, Any]) -> frozenset[tuple[str, int | None, int | None]]:
+    """The (system, AR steps, diffusion steps) that a baseline has."""
+    return frozenset((point["system"], point["steps"], point["diffusion_steps"]) for point in baseline["points"])
 
 
 def check_comparable(baseline: dict[str, Any], current: dict[str, Any]) -> None:
@@ -64,19 +96,28 @@ def check_comparable(baseline: dict[str, Any], current: dict[str, Any]) -> None:
             )
 
 
-def find_regressions(
-    baseline: dict[str, Any], current: dict[str, Any], tolerance: float
-) -> tuple[list[Regression], list[str]]:
-    """Return what got worse by more than `tolerance`, and lines on what could not be compared."""
+@dataclass(frozen=True)
+class Comparison:
+    """What got worse, what the baseline has and nobody measured now, and lines on what could not be compared."""
+
+    regressions: list[Regression]
+    missing: list[str]
+    notes: list[str]
+
+
+def compare(baseline: dict[str, Any], current: dict[str, Any], tolerance: float) -> Comparison:
+    """Compare point by point; all that the baseline has must have been measured, else a gate could pass unseen."""
     now = {point["key"]: point for point in current["points"]}
-    regressions, notes = [], []
+    regressions, missing, notes = [], [], []
     for before in baseline["points"]:
-        after = now.get(before["key"])
+        after = now.pop(before["key"], None)
         if after is None:
-            notes.append(f"{before['key']}: in the baseline, not measured now")
+            missing.append(before["key"])
             continue
         quantities = ["seconds_per_image", "peak_memory_bytes"]
-        if before["fid"] is not None and after["fid"] is not None:
+        if before["fid"] is not None and after["fid"] is None:
+            missing.append(f"FID of {before['key']}")
+        elif before["fid"] is not None:
             if (before["fid_images"], before["fid_protocol"]) == (after["fid_images"], after["fid_protocol"]):
                 quantities.append("fid")
             else:
@@ -86,9 +127,20 @@ def find_regressions(
             for quantity in quantities
             if after[quantity] > before[quantity] * (1 + tolerance)
         ]
-    if not now.keys() & {point["key"] for point in baseline["points"]}:
-        raise MarcliError("None of the baseline's points was measured now: use the same runs, steps and batch size")
-    new = len(now.keys() - {point["key"] for point in baseline["points"]})
-    if new:
-        notes.append(f"{new} points are not in the baseline")
-    return regressions, notes
+    if now:
+        notes.append(f"{len(now)} points are not in the baseline")
+    return Comparison(regressions, missing, notes)
+
+
+def complaint(comparison: Comparison, tolerance: float) -> str | None:
+    """The sentence of a gate that fails; None when it passes."""
+    sentences = []
+    if worse := comparison.regressions:
+        listed = "; ".join(map(str, worse))
+        sentences.append(f"{len(worse)} numbers are more than {tolerance:.0%} worse than the baseline: {listed}")
+    if missing := comparison.missing:
+        sentences.append(
+            f"{len(missing)} numbers of the baseline were not measured now: {'; '.join(missing)}; use the same runs, "
+            "steps and options, or make a baseline of what is measured now"
+        )
+    return ". ".join(sentences) or None

@@ -9,6 +9,7 @@ from dataclasses import replace
 from marcli.bench.cost import plain_cost
 from marcli.bench.entries import Entry
 from marcli.bench.plan import Variant, vary
+from marcli.bench.points import diffusion_steps_of
 from marcli.bench.request import Request
 from marcli.bench.roofline import Machine
 
@@ -43,7 +44,8 @@ def affordable(variants: Sequence[Variant], machine: Machine, *, batch_size: int
 def fit_to_time(entries: Sequence[Entry], request: Request, machine: Machine) -> tuple[list[Entry], list[str]]:
     """Choose one batch size for all, and leave out default step counts that no batch size makes affordable.
 
-    What was asked for is measured, however long it takes. Returns the entries that are left, and lines.
+    What was asked for is measured, however long it takes, and so is what a baseline has. Returns the entries that
+    are left, and lines.
     """
     everything = [variant for entry in entries for variant in entry.variants]
     wanted = request.batch_size or entries[0].system.recipe.sample.batch_size
@@ -53,10 +55,13 @@ def fit_to_time(entries: Sequence[Entry], request: Request, machine: Machine) ->
         if request.batch_size is None:
             size = fitting_batch_size(everything, machine, wanted=wanted, seconds=limit)
         if request.steps is None and request.dit_steps is None:
-            kept = affordable(everything, machine, batch_size=size, seconds=limit)
+            if request.gated:
+                kept = of_baseline(entries, request)
+            else:
+                kept = affordable(everything, machine, batch_size=size, seconds=limit)
     if size < wanted:
         notes.append(f"Batches of {size} instead of {wanted}, so that all points fit into the time")
-    notes += [left_out(variant) for variant in everything if variant not in kept]
+    notes += [left_out(variant, gated=bool(request.gated)) for variant in everything if variant not in kept]
     resized = [
         replace(entry, variants=[resize(each, size) for each in entry.variants if each in kept]) for entry in entries
     ]
@@ -68,10 +73,25 @@ def resize(variant: Variant, batch_size: int) -> Variant:
     return replace(variant, recipe=vary(variant.recipe, batch_size=batch_size))
 
 
-def left_out(variant: Variant) -> str:
-    """The line about a point that takes too long."""
+def of_baseline(entries: Sequence[Entry], request: Request) -> list[Variant]:
+    """The variants that a baseline has, and those of systems it does not know: no estimate decides what a gate sees."""
+    known = {name for name, *_ in request.gated}
+    return [
+        variant
+        for entry in entries
+        for variant in entry.variants
+        if entry.system.name not in known
+        or (entry.system.name, variant.recipe.sampling_steps, diffusion_steps_of(variant.recipe)) in request.gated
+    ]
+
+
+def left_out(variant: Variant, *, gated: bool) -> str:
+    """The line about a point that takes too long, or that the baseline does not have."""
     steps = variant.recipe.sampling_steps or variant.recipe.sample.diffusion_steps
-    return f"{variant.recipe.name}: {steps} steps left out, they take too long here (--minutes allows more)"
+    why = "the baseline does not have them (--steps asks for them)"
+    if not gated:
+        why = "they take too long here (--minutes allows more)"
+    return f"{variant.recipe.name}: {steps} steps left out, {why}"
 
 
 def rounds_of(request: Request, batch_size: int, *, judged: bool) -> int:

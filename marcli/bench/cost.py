@@ -6,7 +6,7 @@ element-wise work, normalisation and biases are not counted. Guidance counts bot
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -54,6 +54,11 @@ class Cost:
     def weight_reads(self) -> float:
         """Parameters read from memory per batch, when nothing stays in a cache between two evaluations."""
         return sum(component.parameters * component.evaluations for component in self.components.values())
+
+
+def plus(unknown: Sequence[str]) -> str:
+    """What stands behind a sum of operations that lacks parts, as ` + tokenizer`."""
+    return "".join(f" + {name}" for name in unknown)
 
 
 def hidden_counts(num_tokens: int, num_steps: int) -> list[int]:

@@ -6,7 +6,7 @@ when time runs out all points stop after the same round.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -43,12 +43,12 @@ class Contender:
         pictures = list(generate(self.engine, self.tokenizer, classes=classes, seed=seed, batches=[indices]))
         return pictures[0].images
 
-    def measurement(self, weights: Mapping[str, int]) -> Measurement:
-        """What came out, still without costs; `weights` are the bytes of all systems that were loaded.
+    def measurement(self, held_bytes: int) -> Measurement:
+        """What came out, still without costs; `held_bytes` are the weights of all systems loaded and of the judge.
 
         Peak memory is that of a process which holds this system alone.
         """
-        others = sum(weights.values()) - self.weight_bytes
+        others = held_bytes - self.weight_bytes
         measurement = Measurement(
             point=self.point,
             seconds_per_image=statistics.median(self.seconds),
@@ -77,11 +77,15 @@ class Contender:
 
 @dataclass(frozen=True)
 class Extent:
-    """How long to measure: rounds of one batch per point, the first untimed; fewer when `seconds` run out."""
+    """How long to measure: rounds of one batch per point, the first untimed; fewer when `seconds` run out.
+
+    Of the pictures of all rounds the first `num` are judged.
+    """
 
     rounds: int
     seconds: float | None
     seed: int
+    num: int
 
 
 def run_rounds(contenders: Sequence[Contender], extent: Extent, on_batch: Callable[[], None]) -> None:
@@ -91,19 +95,19 @@ def run_rounds(contenders: Sequence[Contender], extent: Extent, on_batch: Callab
         began = time.monotonic()
         for contender in contenders:
             size = contender.point.batch_size
-            run_batch(contender, range(number * size, (number + 1) * size), extent.seed, is_first=number == 0)
+            run_batch(contender, range(number * size, (number + 1) * size), extent, is_first=number == 0)
             on_batch()
         now = time.monotonic()
         if extent.seconds is not None and number >= 1 and now - start + (now - began) > extent.seconds:
             return
 
 
-def run_batch(contender: Contender, indices: range, seed: int, *, is_first: bool) -> None:
+def run_batch(contender: Contender, indices: range, extent: Extent, *, is_first: bool) -> None:
     """Generate, time and judge one batch; the first one warms up and shows the memory instead."""
     device, images = contender.engine.device, []
 
     def generate_batch() -> None:
-        images.append(contender.batch(indices, seed))
+        images.append(contender.batch(indices, extent.seed))
 
     if is_first:
         release_memory()
@@ -112,8 +116,8 @@ def run_batch(contender: Contender, indices: range, seed: int, *, is_first: bool
         contender.peak = memory
     else:
         contender.seconds.append(timed(generate_batch, device) / len(indices))
-    if contender.tally is not None:
-        contender.tally.add(images[0])
+    if contender.tally is not None and indices.start < extent.num:
+        contender.tally.add(images[0][: extent.num - indices.start])
 
 
 def release_memory() -> None:

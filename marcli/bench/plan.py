@@ -149,7 +149,8 @@ def plan(
         swept = tuple(zip(meaningful, values, strict=True))
         changes = preset_settings(preset) | {"batch_size": batch_size} | counts | dict(swept)
         varied = vary(recipe, **changes)
-        variants.append(Variant(varied, swept, is_default=same_settings(varied, own)))
+        if all(varied != each.recipe for each in variants):
+            variants.append(Variant(varied, swept, is_default=same_settings(varied, own)))
     return variants, notes
 
 

@@ -7,17 +7,22 @@ different points and never share a column.
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from marcli.recipe.approximate import switched_on
+from marcli.recipe.approximate import PRESETS, Approximate, switched_on
 from marcli.recipe.model import CausalBackbone, CrossEntropyHead, DiffusionHead, DiTBackbone
+from marcli.recipe.sample import Sample
 from marcli.recipe.schema import Recipe
 
 EngineClass = Literal["plain", "lossless", "approximate"]
 ENGINE_CLASSES: tuple[EngineClass, ...] = ("plain", "lossless", "approximate")
+LESS_COMMON = ("cfg_schedule", "max_timestep", "clip_denoised", "confidence_temperature")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of one system. `steps` counts AR steps and is None for a DiT; `label` is what a plot writes."""
+    """One setting of one system. `steps` counts AR steps and is None for a DiT; `label` is what a plot writes.
+
+    `unusual` are sampling settings other than their defaults that no other field and no preset implies.
+    """
 
     system: str
     family: str
@@ -29,19 +34,20 @@ class Point:
     cfg: float
     temperature: float
     kv_cache: bool
+    weights: str = "ema"
+    unusual: tuple[tuple[str, float | bool | str | None], ...] = ()
     swept: tuple[tuple[str, float | bool | str | None], ...] = ()
     is_default: bool = False
 
     @property
     def key(self) -> str:
-        """Identity across runs of the bench, for baselines and messages."""
+        """Identity across runs of the bench, for baselines and messages: all that changes time or quality."""
         inner = f" x {self.diffusion_steps} diffusion steps" if self.steps and self.diffusion_steps else ""
-        cache = ["KV cache"] if self.kv_cache else []
-        shown = {"cfg": self.cfg, "temperature": self.temperature} | dict(self.other_swept)
-        settings = [f"{name} {value}" for name, value in shown.items()]
-        system = f"{self.system} ({self.family})"
-        parts = [system, f"{self.engine} engine", self.label + inner, *cache, *settings, f"batch {self.batch_size}"]
-        return ", ".join(parts)
+        parts = [f"{self.system} ({self.family})", f"{self.engine} engine", self.label + inner]
+        parts += ["KV cache"] if self.kv_cache else []
+        parts += ["raw weights"] if self.weights == "raw" else []
+        shown = {"cfg": self.cfg, "temperature": self.temperature} | dict(self.unusual)
+        return ", ".join([*parts, *(f"{name} {value}" for name, value in shown.items()), f"batch {self.batch_size}"])
 
     @property
     def other_swept(self) -> tuple[tuple[str, float | bool | str | None], ...]:
@@ -70,6 +76,7 @@ class Measurement:
     published_flops_per_image: float | None
     roofline_seconds: float | None
     weight_seconds: float | None
+    unpriced: tuple[str, ...] = ()  # parts that no figure counts, as the recipe does not tell their architecture
     part_shares: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     fid: float | None = None
@@ -92,7 +99,7 @@ class Measurement:
         """The measurement as one flat JSON object."""
         record = asdict(self)
         point = record.pop("point")
-        point["swept"] = dict(self.point.swept)
+        point |= {name: dict(point[name]) for name in ("unusual", "swept")}
         derived = {"images_per_second": self.images_per_second, "roofline_share": self.roofline_share}
         return {"key": self.point.key, **point, **record, **derived}
 
@@ -112,15 +119,20 @@ def family_of(recipe: Recipe) -> str:
 
 
 def point_of(
-    recipe: Recipe, *, system: str, engine: str, engine_class: EngineClass, swept: tuple, is_default: bool
+    recipe: Recipe,
+    *,
+    system: str,
+    engine: str,
+    engine_class: EngineClass,
+    swept: tuple,
+    is_default: bool,
+    weights: str = "ema",
 ) -> Point:
     """The point that `recipe.sample` describes; with an approximation on, the engine is named after it."""
-    on = switched_on(recipe.sample.approximate)
-    if on:
-        named = recipe.sample.approximate.preset or ", ".join(f"{name} {value}" for name, value in on.items())
-        engine, engine_class = f"{engine} + {named}", "approximate"
     sample, causal = recipe.sample, isinstance(recipe.model.backbone, CausalBackbone)
-    denoises = isinstance(recipe.model.backbone, DiTBackbone) or isinstance(recipe.model.head, DiffusionHead)
+    named = approximations(sample)
+    if named:
+        engine, engine_class = f"{engine} + {named}", "approximate"
     return Point(
         system=system,
         family=family_of(recipe),
@@ -128,10 +140,45 @@ def point_of(
         engine_class=engine_class,
         batch_size=sample.batch_size,
         steps=recipe.sampling_steps,
-        diffusion_steps=sample.diffusion_steps if denoises else None,
+        diffusion_steps=diffusion_steps_of(recipe),
         cfg=sample.cfg,
         temperature=sample.temperature,
         kv_cache=causal and sample.kv_cache is not False,
+        weights=weights,
+        unusual=unusual_settings(sample),
         swept=swept,
         is_default=is_default,
     )
+
+
+def diffusion_steps_of(recipe: Recipe) -> int | None:
+    """Diffusion steps of a token, or of a DiT; None for a head without any."""
+    denoises = isinstance(recipe.model.backbone, DiTBackbone) or isinstance(recipe.model.head, DiffusionHead)
+    return recipe.sample.diffusion_steps if denoises else None
+
+
+def approximations(sample: Sample) -> str:
+    """The preset's name with every switch that differs from it, or the switches alone; empty when all are off."""
+    on = switched_on(sample.approximate)
+    if not on:
+        return ""
+    preset, switches = sample.approximate.preset, sample.approximate.model_dump(mode="json", exclude={"preset"})
+    usual = Approximate().model_dump(mode="json") | set_by(preset, "approximate.")
+    own = [f"{name} {value}" for name, value in switches.items() if value != usual[name]]
+    return ", ".join([preset, *own] if preset else own)
+
+
+def unusual_settings(sample: Sample) -> tuple[tuple[str, float | bool | str | None], ...]:
+    """What changes a picture or its time, has no field of its own in a point, and is neither default nor the preset's.
+
+    A preset whose switches are all off again implies nothing.
+    """
+    implied = set_by(sample.approximate.preset, "") if switched_on(sample.approximate) else {}
+    usual = Sample().model_dump(mode="json") | implied
+    return tuple((name, getattr(sample, name)) for name in LESS_COMMON if getattr(sample, name) != usual[name])
+
+
+def set_by(preset: str | None, prefix: str) -> dict[str, object]:
+    """The keys that a shipped preset sets under `sample.` and `prefix`, without the prefix."""
+    settings = PRESETS[preset].settings if preset in PRESETS else {}
+    return {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}

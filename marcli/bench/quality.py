@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from marcli.bench.request import Request
 from marcli.errors import UsageError
@@ -41,6 +41,14 @@ class Judge:
         """Everything that two distances must share to be compared."""
         identity = " ".join(str(value) for value in self.extractor.identity.values() if value)
         return f"{identity} against {self.reference.name} {self.reference.sha256[:12]}"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the network's weights, where it is a module."""
+        network = self.extractor.network
+        if not isinstance(network, nn.Module):
+            return 0
+        return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
 
     def features(self, images: Tensor) -> np.ndarray:
         """Features of 8-bit pictures; raw pixels of grey pictures count once, not three times."""

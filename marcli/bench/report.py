@@ -12,7 +12,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from marcli.bench.cost import plus
 from marcli.bench.points import ENGINE_CLASSES, Measurement
+from marcli.runtime.atomic import atomic_file
 
 CLASS_TITLES = {
     "plain": "Plain: the published algorithm",
@@ -42,8 +44,11 @@ def columns(measurements: Sequence[Measurement]) -> list[tuple[str, Callable[[Me
         ("s\n/image", lambda m: f"{m.seconds_per_image:.3g}"),
         ("spread", lambda m: f"{(m.slowest - m.fastest) / m.seconds_per_image:.0%}" if m.batches > 1 else "-"),
         ("images\n/s", lambda m: short(m.images_per_second)),
-        ("GFLOP\n/image", lambda m: "?" if m.flops_per_image is None else short(m.flops_per_image / 1e9)),
-        ("roof-\nline", lambda m: "?" if m.roofline_share is None else f"{m.roofline_share:.0%}"),
+        (
+            "GFLOP\n/image",
+            lambda m: "?" if m.flops_per_image is None else short(m.flops_per_image / 1e9) + plus(m.unpriced),
+        ),
+        ("roof-\nline", roofline_text),
         (f"time in\n{parts} %", lambda m: share_text(m.part_shares)),
         ("memory\nMiB", lambda m: f"{m.peak_memory_bytes / 2**20:,.0f}"),
     ]
@@ -57,13 +62,19 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def roofline_text(measurement: Measurement) -> str:
+    """The share of the least possible time; at least so much where a part is not counted."""
+    share = measurement.roofline_share
+    return "?" if share is None else f"{'≥ ' if measurement.unpriced else ''}{share:.0%}"
+
+
 def share_text(shares: dict[str, float]) -> str:
     """Shares of the parts in the time, as `24/50/25/1`; a part that a system lacks is a dash."""
     return "/".join(f"{100 * shares[name]:.0f}" if name in shares else "-" for name in PART_NAMES)
 
 
 def fid_text(measurement: Measurement) -> str:
-    """The distance, with its spread over seeds where several were measured."""
+    """The distance and its standard error (a jackknife over groups of batches), where enough were measured."""
     if measurement.fid is None:
         return "-"
     spread = "" if measurement.fid_spread is None else f" ± {measurement.fid_spread:.2g}"
@@ -117,21 +128,25 @@ def conditions(report: dict[str, Any]) -> list[str]:
         "GFLOP: matrix products of the plain algorithm, 2 per multiply-add, guidance counted. Roofline: the time they "
         f"would take at {peak:,.0f} GFLOP/s, which one large product reaches here, over the measured time.",
         "Time shares of encoder / decoder / head / tokenizer come from one more batch with a clock on every part. "
-        f"Memory: peak, {report['memory_counts']}. An asterisk marks the recipe's own settings.",
+        f"Memory: peak, {report['memory_counts']}, less the weights of other runs and of the network that judges. "
+        "An asterisk marks the recipe's own settings.",
     ]
     if report["quality"]:
         lines.append(report["quality"])
     return lines + report["notes"]
 
 
-def write_report(report: dict[str, Any], measurements: Sequence[Measurement], folder: Path) -> None:
-    """Write `bench.json` and `report.md` into `folder`, beside `tradeoff.png`."""
-    text = json.dumps(report, indent=1, allow_nan=False)
-    (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
+def write_report(report: dict[str, Any], measurements: Sequence[Measurement], folder: Path) -> list[Path]:
+    """Write `bench.json` and `report.md` into `folder`, the numbers first; return their paths."""
     lines = ["# Speed and quality", "", f"`{report['command']}`", ""]
     lines += ["![Speed against quality](tradeoff.png)", ""]
     lines.append(markdown_tables(measurements))
     lines += [f"- {line}" for line in conditions(report)]
-    if report["regressions"]:
-        lines += ["", "## Regressions", "", *(f"- {line}" for line in report["regressions"])]
-    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for title in ("regressions", "missing"):
+        if report[title]:
+            lines += ["", f"## {title.capitalize()}", "", *(f"- {line}" for line in report[title])]
+    texts = {"bench.json": json.dumps(report, indent=1, allow_nan=False), "report.md": "\n".join(lines)}
+    for name, text in texts.items():
+        with atomic_file(folder / name) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+    return [folder / name for name in texts]

@@ -8,8 +8,11 @@ from typing import Literal
 
 from marcli.bench.plan import Sweep, Variant, plan
 from marcli.errors import UsageError
+from marcli.pretrained.hub import HUB_PREFIX
+from marcli.pretrained.published import MODELS
 from marcli.recipe.reader import read_recipe, recipe_folder
 from marcli.recipe.schema import Recipe
+from marcli.sampling.naming import FOREIGN, unknown
 
 TIME_LIMIT = 240.0
 EngineName = Literal["auto", "plain", "fast"]
@@ -18,7 +21,10 @@ ENGINES: tuple[EngineName, ...] = ("auto", "plain", "fast")
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asked for; None leaves the choice to the bench."""
+    """What the command line asked for; None leaves the choice to the bench.
+
+    `gated` are the (system, AR steps, diffusion steps) of a baseline, which decide what is left out for time.
+    """
 
     specs: tuple[str, ...]
     overrides: tuple[str, ...]
@@ -36,6 +42,7 @@ class Request:
     inception: Path | None
     weights: Literal["ema", "raw"]
     seed: int
+    gated: frozenset[tuple[str, int | None, int | None]] = frozenset()
 
     @property
     def seconds(self) -> float | None:
@@ -65,13 +72,21 @@ def parse_engines(text: str) -> tuple[EngineName, ...]:
 
 
 def known_recipe(spec: str, overrides: Sequence[str]) -> tuple[Recipe | None, bool]:
-    """Return the recipe of a run or a recipe file, and whether it stands for random weights."""
+    """Return the recipe of a run or a recipe file, and whether it stands for random weights.
+
+    Weights that are fetched or read first have no recipe yet. Raises UsageError for what names nothing.
+    """
     path = Path(spec).expanduser()
+    if (path / "recipe.yaml").is_file():  # before recipes: a run may be called as one
+        return read_recipe(path / "recipe.yaml", overrides), False
     if path.suffix in (".yaml", ".yml") or (recipe_folder() / f"{spec}.yaml").is_file():
         return read_recipe(spec, overrides), True
-    if (path / "recipe.yaml").is_file():
-        return read_recipe(path / "recipe.yaml", overrides), False
-    return None, False
+    if path.is_dir():
+        raise UsageError(f"{spec} is not a run: it has no recipe.yaml.")
+    is_weights = path.is_file() and path.suffix in (*FOREIGN, ".safetensors")
+    if is_weights or spec in MODELS or spec.startswith(HUB_PREFIX):
+        return None, False
+    raise UsageError(unknown(spec, path))
 
 
 def plan_known(request: Request) -> tuple[list[Planned], list[str]]:
@@ -80,9 +95,13 @@ def plan_known(request: Request) -> tuple[list[Planned], list[str]]:
         raise UsageError("bench measures one device in one process: start it without a launcher")
     if request.quality is False and request.reference is not None:
         raise UsageError("--reference is for quality, and --no-quality asks for none: leave one of them out")
-    planned, notes = [], []
+    planned, notes, seen = [], [], set()
     for spec in request.specs:
         recipe, is_random = known_recipe(spec, request.overrides)
+        identity = recipe.name if is_random else str(Path(spec).expanduser().resolve())
+        if (identity, is_random) in seen:
+            raise UsageError(f"{spec} is named twice: give every run once")
+        seen.add((identity, is_random))
         if is_random and request.quality and len(request.specs) == 1:
             raise UsageError(f"{spec} is a recipe, so its weights are random: train it, or ask for --no-quality")
         entry = Planned(spec, recipe, is_random)

@@ -13,7 +13,7 @@ import torch
 
 from marcli import __version__
 from marcli.bench.baseline import FORMAT
-from marcli.bench.budget import fit_to_time, rounds_of
+from marcli.bench.budget import QUALITY_NUM, fit_to_time, rounds_of
 from marcli.bench.cost import plain_cost, published_cost
 from marcli.bench.entries import Entry, load_entries
 from marcli.bench.measure import Contender, Extent, measure_shares, run_rounds
@@ -21,6 +21,7 @@ from marcli.bench.points import Measurement, point_of
 from marcli.bench.quality import Judge, Tally, build_judge
 from marcli.bench.request import Planned, Request
 from marcli.bench.roofline import Machine, circumstances, measure_machine, roofline_seconds, weight_seconds
+from marcli.errors import UsageError
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.progress import Progress
 from marcli.sampling.engine.build import EngineName, build_engine, has_fast_engine
@@ -44,8 +45,8 @@ def run_bench(
         entries, engines=request.engines, device=device, precision=precision, judge=judge
     )
     rounds = rounds_of(request, contenders[0].point.batch_size, judged=judge is not None)
-    extent = Extent(rounds=rounds, seconds=request.seconds, seed=request.seed)
-    measurements = measure(contenders, extent, machine, shown=processes.is_main)
+    extent = Extent(rounds=rounds, seconds=request.seconds, seed=request.seed, num=request.num or QUALITY_NUM)
+    measurements = measure(contenders, extent, machine, judge=judge, shown=processes.is_main)
     report = report_of(
         measurements,
         entries=entries,
@@ -77,9 +78,8 @@ def contenders_of(
         system = entry.system
         usable, without = engines_for(system, engines, device)
         notes += [f"{system.name}: the {name} engine has nothing for a DiT on a CPU" for name in without]
-        built = {
-            name: build_engine(system, name=name, device=device, precision=precision, compiled=True) for name in usable
-        }
+        built = [build_engine(system, name=each, device=device, precision=precision, compiled=True) for each in usable]
+        built = {engine.name: engine for engine in built}  # auto and what it stands for are one
         for variant, engine in itertools.product(entry.variants, built.values()):
             point = point_of(
                 variant.recipe,
@@ -88,6 +88,7 @@ def contenders_of(
                 engine_class=CLASS_OF_ENGINE[engine.name],
                 swept=variant.swept,
                 is_default=variant.is_default,
+                weights="random" if entry.is_random else system.weights,
             )
             contender = Contender(
                 point=point,
@@ -98,6 +99,9 @@ def contenders_of(
                 tally=Tally(judge) if judge is not None and not entry.is_random else None,
             )
             contenders.append(contender)
+    keys = [contender.point.key for contender in contenders]
+    if len(set(keys)) < len(keys):
+        raise UsageError(f"{max(keys, key=keys.count)} would be measured twice: ask for every setting once")
     return contenders, notes
 
 
@@ -110,7 +114,9 @@ def engines_for(
     return [name for name in engines if name != "fast"] or ["plain"], ["fast"]
 
 
-def measure(contenders: Sequence[Contender], extent: Extent, machine: Machine, *, shown: bool) -> list[Measurement]:
+def measure(
+    contenders: Sequence[Contender], extent: Extent, machine: Machine, *, judge: Judge | None, shown: bool
+) -> list[Measurement]:
     """Run the rounds, then one batch each for the shares; return what came out, with costs."""
     batches = (extent.rounds + 1) * len(contenders)
     with Progress(title="bench", total=batches, unit="batches", shown=shown) as progress:
@@ -118,8 +124,9 @@ def measure(contenders: Sequence[Contender], extent: Extent, machine: Machine, *
         for contender in contenders:
             measure_shares(contender, extent.seed)
             progress.advance()
-    others = {contender.point.system: contender.weight_bytes for contender in contenders}
-    return [with_cost(each.measurement(others), each, machine) for each in contenders]
+    loaded = {contender.point.system: contender.weight_bytes for contender in contenders}
+    held = sum(loaded.values()) + (judge.weight_bytes if judge is not None else 0)
+    return [with_cost(each.measurement(held), each, machine) for each in contenders]
 
 
 def with_cost(measurement: Measurement, contender: Contender, machine: Machine) -> Measurement:
@@ -127,9 +134,10 @@ def with_cost(measurement: Measurement, contender: Contender, machine: Machine) 
     recipe, batch_size = contender.recipe, contender.point.batch_size
     cost = plain_cost(recipe, batch_size=batch_size)
     if contender.point.engine_class == "approximate":
-        return replace(measurement, published_flops_per_image=published_cost(recipe).flops)
+        return replace(measurement, published_flops_per_image=published_cost(recipe).flops, unpriced=cost.unknown)
     return replace(
         measurement,
+        unpriced=cost.unknown,
         flops_per_image=cost.flops,
         published_flops_per_image=published_cost(recipe).flops,
         roofline_seconds=roofline_seconds(cost, machine),
@@ -181,6 +189,7 @@ def report_of(
         "notes": list(notes),
         "points": [measurement.record() for measurement in measurements],
         "regressions": [],
+        "missing": [],
     }
 
 
@@ -189,5 +198,8 @@ def small_print(report: dict[str, Any]) -> str:
     batches = " or ".join(map(str, sorted({point["batch_size"] for point in report["points"]})))
     images = sorted({point["fid_images"] for point in report["points"] if point["fid_images"]})
     counted = [f"{images[0]:,} images per point"] if images else []
+    if images:  # the numbers stand where a distance does
+        is_dit = any(point["family"] == "DiT" for point in report["points"])
+        counted.append("numbers: AR steps" + (", of a DiT diffusion steps" if is_dit else ""))
     parts = [f"marcli {report['marcli']}", report["device"], report["precision"], f"batch {batches}", *counted]
     return ", ".join(parts)

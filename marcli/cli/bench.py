@@ -1,15 +1,17 @@
 """`marcli bench`: what to measure, one call, and what came out."""
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from marcli.cli.options import AsJson, BatchSize, DryRun, Gpus, Precision, Seed, Weights, split_overrides
 from marcli.cli.output import print_result
-from marcli.errors import MarcliError
+from marcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from marcli.bench.points import Measurement
     from marcli.bench.request import Planned, Request
 
 # What is measured when there is no run: the paper's figure on a GPU, its small copy elsewhere.
@@ -72,17 +74,17 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure speed and quality against the number of steps: table, plot, JSON, regression gate."""
-    from marcli.bench.baseline import parse_tolerance, read_baseline
+    from marcli.bench.baseline import parse_tolerance, points_of, read_baseline
     from marcli.bench.plan import parse_counts, parse_presets, parse_sweeps
     from marcli.bench.request import Request, parse_engines, plan_known
 
     names, overrides = split_overrides(arguments)
-    names += compare or []
     share = parse_tolerance(tolerance)
     before = None if baseline is None else read_baseline(baseline)
     lines = []
     if not names:
-        names, lines = default_specs(gpus)
+        names, lines = default_specs(gpus, compared=compare or [])
+    names += compare or []
     request = Request(
         specs=tuple(names),
         overrides=tuple(overrides),
@@ -91,7 +93,7 @@ def bench(
         sweep=parse_sweeps(sweep or []),
         presets=parse_presets(fast_preset or []),
         engines=parse_engines(engine),
-        batch_size=batch_size,
+        batch_size=batch_size or (before and before["points"][0]["batch_size"]),
         num=num,
         minutes=minutes,
         quality=quality,
@@ -100,9 +102,12 @@ def bench(
         inception=inception,
         weights=weights,
         seed=seed,
+        gated=points_of(before) if before else frozenset(),
     )
     planned, notes = plan_known(request)
     folder = out or default_folder(names[0])
+    if baseline is not None:
+        check_is_kept(baseline, folder)
     for line in (*lines, *notes):
         typer.echo(line, err=True)
     if dry_run:
@@ -111,13 +116,18 @@ def bench(
     run(request, planned, [*lines, *notes], folder, before, share, gpus=gpus, precision=precision, as_json=as_json)
 
 
-def default_specs(gpus: str) -> tuple[list[str], list[str]]:
-    """Return the newest run, else recipes that stand for random weights, and a line that says so."""
+def default_specs(gpus: str, *, compared: list[str]) -> tuple[list[str], list[str]]:
+    """Return the newest run, else recipes that stand for random weights, and a line that says so.
+
+    Raises UsageError where `compared` runs have none beside them.
+    """
     from marcli.runtime.rundir import newest_run
 
     newest = newest_run()
     if newest is not None:
         return [str(newest.path)], [f"Using {newest.path}, the newest run."]
+    if compared:
+        raise UsageError(f"--compare {compared[0]}: there is no run under runs/ to compare it with, so name one first")
     from marcli.runtime.accelerator import count_gpus
 
     names = ON_GPU if count_gpus(gpus) else ON_CPU
@@ -128,13 +138,35 @@ def default_specs(gpus: str) -> tuple[list[str], list[str]]:
 
 def default_folder(spec: str) -> Path:
     """Where reports go: into a run, else `bench` here."""
-    path = Path(spec)
-    return path / "bench" if path.is_dir() else Path("bench")
+    path = Path(spec).expanduser()
+    return path / "bench" if (path / "recipe.yaml").is_file() else Path("bench")
+
+
+def check_is_kept(baseline: Path, folder: Path) -> None:
+    """Raise UsageError where the report would take the baseline's place: a regression would pass the next time."""
+    written = folder / "bench.json"
+    if written.exists() and written.samefile(baseline):
+        raise UsageError(
+            f"The report would overwrite the baseline {baseline}, and a regression would be the next baseline: "
+            "give another --out, or keep the baseline under another name"
+        )
+
+
+def make_writable(folder: Path) -> None:
+    """Make the folder of the reports; raises UsageError now rather than after minutes of measuring."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as problem:
+        raise UsageError(
+            f"Reports cannot be written to {folder} ({problem.strerror}): give another folder as --out"
+        ) from None
 
 
 def print_points(planned: "list[Planned]", folder: Path, *, as_json: bool) -> None:
     """Print what would be measured, with its cost."""
-    from marcli.bench.cost import published_cost
+    from marcli.bench.cost import plus, published_cost
     from marcli.bench.points import family_of
 
     lines, points = [], []
@@ -145,9 +177,11 @@ def print_points(planned: "list[Planned]", folder: Path, *, as_json: bool) -> No
             recipe = variant.recipe
             counts = f"{recipe.sampling_steps or recipe.sample.diffusion_steps} steps"
             settings = "".join(f", {key} {value}" for key, value in variant.swept)
-            giga = published_cost(recipe).flops / 1e9
-            lines.append(f"{recipe.name} ({family_of(recipe)}): {counts}{settings}, {giga:,.3g} GFLOP per image")
-            points.append({"recipe": recipe.name, "steps": counts, **dict(variant.swept), "gflop": giga})
+            cost = published_cost(recipe)
+            giga = f"{cost.flops / 1e9:,.3g} GFLOP{plus(cost.unknown)}"
+            lines.append(f"{recipe.name} ({family_of(recipe)}): {counts}{settings}, {giga} per image")
+            point = {"recipe": recipe.name, "steps": counts, **dict(variant.swept)}
+            points.append(point | {"gflop": cost.flops / 1e9, "unpriced": cost.unknown})
     lines.append(f"reports would go to {folder}")
     print_result(lines, {"points": points, "out": folder}, as_json=as_json)
 
@@ -164,35 +198,44 @@ def run(
     precision: str,
     as_json: bool,
 ) -> None:
-    """Measure, write, print, and compare with the baseline; raises MarcliError for a regression."""
-    from marcli.bench.baseline import check_comparable, find_regressions
-    from marcli.bench.plot import draw_sweep, draw_tradeoff
+    """Measure, write, print, and compare with the baseline; exit code 1 for a regression."""
+    from marcli.bench.baseline import check_comparable, compare, complaint
     from marcli.bench.report import conditions, print_tables, write_report
     from marcli.bench.roofline import circumstances
-    from marcli.bench.tradeoff import run_bench, small_print
+    from marcli.bench.tradeoff import run_bench
     from marcli.runtime.accelerator import start_processes
 
     processes = start_processes(precision=precision, gpus=gpus)
     if before is not None:
         check_comparable(before, circumstances(processes.device, processes.precision))
+    make_writable(folder)
     report, measurements = run_bench(planned, notes, request, processes)
-    regressions = []
+    sentence = None
     if before is not None:
-        regressions, lines = find_regressions(before, report, tolerance)
-        report["regressions"] = [str(regression) for regression in regressions]
-        report["notes"] += lines
-    folder.mkdir(parents=True, exist_ok=True)
-    distance = next((m.fid_name for m in measurements if m.fid_name), "FID")
-    names = ["bench.json", "report.md", "tradeoff.png"]
-    draw_tradeoff(measurements, folder / "tradeoff.png", distance=distance, conditions=small_print(report))
-    if any(m.point.swept for m in measurements):
-        names.append("sweep.png")
-        draw_sweep(measurements, folder / "sweep.png", distance=distance, conditions=small_print(report))
-    write_report(report, measurements, folder)
+        comparison = compare(before, report, tolerance)
+        report["regressions"] = [str(regression) for regression in comparison.regressions]
+        report["missing"] = comparison.missing
+        report["notes"] += comparison.notes
+        sentence = complaint(comparison, tolerance)
+    written = [*write_report(report, measurements, folder), *draw(report, measurements, folder)]
     print_tables(measurements)
-    written = [folder / name for name in names]
-    lines = [*conditions(report), f"Written: {', '.join(map(str, written))}"]
-    print_result(lines, {**report, "out": folder}, as_json=as_json)
-    if regressions:
-        worse = "; ".join(map(str, regressions))
-        raise MarcliError(f"{len(regressions)} numbers are more than {tolerance:.0%} worse than the baseline: {worse}")
+    record = {**report, "out": folder} | ({} if sentence is None else {"error": sentence, "exit_code": 1})
+    print_result([*conditions(report), f"Written: {', '.join(map(str, written))}"], record, as_json=as_json)
+    if sentence is not None:  # not raised: with --json the report stays the last line
+        typer.secho("error:", fg="red", bold=True, nl=False, err=True)
+        typer.echo(f" {sentence}", err=True)
+        raise typer.Exit(1)
+
+
+def draw(report: dict[str, Any], measurements: "list[Measurement]", folder: Path) -> list[Path]:
+    """Draw the pictures and return their paths."""
+    from marcli.bench.plot import draw_sweep, draw_tradeoff
+    from marcli.bench.tradeoff import small_print
+
+    distance = next((m.fid_name for m in measurements if m.fid_name), "FID")
+    pictures = {"tradeoff.png": draw_tradeoff}
+    if any(m.point.swept for m in measurements):
+        pictures["sweep.png"] = draw_sweep
+    for name, drawn in pictures.items():
+        drawn(measurements, folder / name, distance=distance, conditions=small_print(report))
+    return [folder / name for name in pictures]

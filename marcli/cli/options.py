@@ -63,9 +63,17 @@ def split_overrides(arguments: Sequence[str] | None) -> tuple[list[str], list[st
     names: list[str] = []
     overrides: list[str] = []
     for argument in arguments or ():
-        is_override = "=" in argument and not Path(argument).exists()
+        is_override = "=" in argument and not exists(argument)
         (overrides if is_override else names).append(argument)
     return names, overrides
+
+
+def exists(name: str) -> bool:
+    """Whether there is a file or folder of this name; what is too long for a name is none."""
+    try:
+        return Path(name).exists()
+    except OSError:
+        return False
 
 
 def preset_overrides(name: str | None) -> list[str]:

@@ -1,6 +1,7 @@
 """What commands print when they are done, and what `--dry-run` prints instead of doing it."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,26 @@ if TYPE_CHECKING:
 
 
 def print_result(lines: Sequence[str], record: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print what was written where; with `--json` one JSON object comes last. Paths in `record` become text."""
+    """Print what was written where; with `--json` one JSON object comes last.
+
+    Paths in `record` become text, and numbers that JSON has no word for (NaN, infinity) null.
+    """
     for line in lines:
         typer.echo(line)
     if as_json:
-        typer.echo(json.dumps(record, default=str))
+        typer.echo(json.dumps(only_finite(record), default=str, allow_nan=False))
+
+
+def only_finite(value: Any) -> Any:
+    """Return the same value with None in place of every number that is not finite."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: only_finite(each) for key, each in value.items()}
+        case list() | tuple():
+            return [only_finite(each) for each in value]
+    return value
 
 
 def print_plan(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from marcli.recipe.tokenizer import Tokenizer as TokenizerSection
 
 DEFAULT_SIDE = 256
+LARGEST_SIDE = 16384
 SHOWN = 8  # pictures side by side
 
 
@@ -23,6 +24,9 @@ def tokenize(
     data: Annotated[
         str, typer.Argument(metavar="DATA", help="A folder, parquet file, hub id, or digits; or a recipe.")
     ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to change where DATA is a recipe.")
+    ] = None,
     tokenizer: Annotated[
         list[str] | None,
         typer.Option(
@@ -32,7 +36,8 @@ def tokenize(
     ] = None,
     num: Annotated[int, typer.Option(min=1, help="Images to judge on, evenly spread over the set.")] = 256,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the centre crop; default: the pictures' own, at most 256.")
+        int | None,
+        typer.Option(min=1, max=LARGEST_SIDE, help="Side of the centre crop; default: the pictures' own, at most 256."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a hub data set or folder.")] = "train",
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 16,
@@ -43,10 +48,13 @@ def tokenize(
     out: Annotated[Path, typer.Option(help="Folder for roundtrip.png and tokenize.json.")] = Path("runs/tokenize"),
     gpus: Gpus = "auto",
     precision: Precision = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the tokenizers' settings, the pictures and where results go.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge a tokenizer on your images: round trip, PSNR, SSIM, rFID, the latent scale, code usage."""
-    section, names = read_data(data, split=split)
+    section, names = read_data(data, overrides or [], split=split)
     sections = [parse_tokenizer(text) for text in tokenizer] if tokenizer else names or [parse_tokenizer("kl16")]
     import torch
 
@@ -71,6 +79,9 @@ def tokenize(
         except ValueError as error:
             raise UsageError(f"{error}: give --image-size") from None
     images = open_images(section, labelled=False)
+    if dry_run:
+        print_intent(sections, section, min(num, len(images)), out, as_json=as_json)
+        return
     team = start_processes(precision="fp32" if precision == "auto" else precision, gpus=gpus)
     extractor = find_extractor(features, inception, team.device)
     chosen = torch.linspace(0, len(images) - 1, min(num, len(images))).round().long().unique().tolist()
@@ -86,15 +97,38 @@ def tokenize(
     report(results, originals, pictures, notes, images=images, out=out, as_json=as_json)
 
 
-def read_data(data: str, *, split: str) -> "tuple[Data, list[TokenizerSection] | None]":
-    """Return the data section, and the tokenizer when DATA is a recipe."""
+def print_intent(sections: "list[TokenizerSection]", data: "Data", num: int, out: Path, *, as_json: bool) -> None:
+    """Print what would be judged on which pictures, and the places that would be written."""
+    from marcli.recipe.yaml_text import dump_yaml
+
+    places = {"picture": out / "roundtrip.png", "record": out / "tokenize.json"}
+    record = {
+        "tokenizers": [part.model_dump(mode="json") for part in sections],
+        "data": data.path,
+        "image_size": data.image_size,
+        "channels": data.channels,
+        "images": num,
+    }
+    lines = [dump_yaml({"tokenizers": record["tokenizers"]}).rstrip("\n")]
+    lines.append(f"# pictures: {num:,} of {data.path}, {data.image_size} pixels a side, {data.channels} channels")
+    lines += [f"# {name}: {place}{'' if place.exists() else ' (not there yet)'}" for name, place in places.items()]
+    print_result(lines, {**record, "places": places}, as_json=as_json)
+
+
+def read_data(data: str, overrides: list[str], *, split: str) -> "tuple[Data, list[TokenizerSection] | None]":
+    """Return the data section, and the tokenizer when DATA is a recipe; raises UsageError for overrides of none."""
     from marcli.recipe.data import Data
 
     if Path(data).suffix in (".yaml", ".yml"):
         from marcli.recipe.reader import read_recipe
 
-        recipe = read_recipe(data, [])
+        recipe = read_recipe(data, overrides)
         return recipe.data, [recipe.tokenizer]
+    if overrides:
+        raise UsageError(
+            f"{overrides[0]} would change a recipe, and {data} is none: give a recipe, or --image-size, --split and "
+            "--tokenizer '{kind: kmeans, codebook_size: 512}'"
+        )
     return Data(path=data, split=split, image_size=DEFAULT_SIDE, num_classes=1), None
 
 

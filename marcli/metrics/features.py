@@ -144,7 +144,7 @@ def timm_extractor(features: str, *, weights: Path | None, device: torch.device)
         where = f"in {weights}" if weights else "on the hub"
         raise MarcliError(
             f"The weights of {name} could not be read {where} ({str(error).splitlines()[0]}). Without a network, "
-            "put the model's safetensors file anywhere and give it as --feature-weights."
+            "put the model's safetensors file anywhere and give it to eval-fid as --feature-weights."
         ) from error
     model = model.eval().requires_grad_(False).to(device)
     config = timm.data.resolve_model_data_config(model)

@@ -94,7 +94,8 @@ def verified_sha256(path: Path, *, expected: str | None) -> str:
     raise MarcliError(
         f"{path} is not a published Inception file: its sha256 is {digest}, those of the published ones are "
         f"{TORCHSCRIPT.sha256} ({TORCHSCRIPT.name}) and {STATE_DICT.sha256} ({STATE_DICT.name}). It was changed or cut "
-        f"short, so it is not loaded. If you mean to use these weights, add --inception-sha256 {digest}."
+        "short, so it is not loaded. To measure with it all the same, give eval-fid its hash: "
+        f"--inception-sha256 {digest}."
     )
 
 

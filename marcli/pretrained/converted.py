@@ -23,7 +23,7 @@ from marcli.runtime.user_cache import user_cache
 
 log = logging.getLogger("marcli")
 
-VERSION = 1
+VERSION = 2
 UNGUIDED = {name: official_mar.UNGUIDED for name in official_mar.SHIPPED}
 RECORD = "record.json"
 
@@ -98,11 +98,14 @@ def kept_conversion(folder: Path) -> Converted | None:
 def convert(source: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
     """Return the tensors of a published file in our names, its shipped recipe and the overrides for it."""
     content = read_safetensors_file(source)[0] if source.suffix == ".safetensors" else read_torch_file(source)
-    for tensors in official_mar.weights_of(content).values():
+    sets = official_mar.weights_of(content)
+    names = {"raw": "model", "ema": official_mar.averaged_name(content)} if "model" in content else {"raw": "the file"}
+    named = {kind: f"{source} ({names[kind]})" for kind in sets}
+    for tensors in sets.values():
         if official_mar.is_official_mar(tensors):
-            return convert_mar(content, source)
+            return convert_mar(sets, named, content.get("args"))
         if dit.is_published_dit(tensors):
-            return dit.convert(tensors, source=str(source))
+            return convert_dit(sets, named, is_published="model" not in content)
     found = ", ".join(list(map(str, content))[:4])
     raise MarcliError(
         f"{source} has none of the known layouts: it is neither a MAR nor a DiT (its first entries: {found}). "
@@ -110,15 +113,26 @@ def convert(source: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
     )
 
 
-def convert_mar(content: Mapping, source: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """Return a file of MAR's authors, or one converted from it, in our names."""
-    sets = official_mar.weights_of(content)
-    names = {"raw": "model", "ema": "model_ema"} if "model" in content else {"raw": "the file"}
+def convert_mar(
+    sets: Mapping[str, Mapping], named: Mapping[str, str], args: object
+) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """Return the sets of a file of MAR's authors, or of one converted from it, in our names."""
     converted: dict[str, Tensor] = {}
     for kind, tensors in sets.items():
-        architecture = official_mar.recognise(tensors, source=f"{source} ({names[kind]})")
+        architecture = official_mar.recognise(tensors, source=named[kind])
         converted |= {f"{kind}.{official_mar.our_name(name)}": value for name, value in tensors.items()}
-    recipe, overrides = official_mar.recipe_of(architecture, content.get("args"))
+    recipe, overrides = official_mar.recipe_of(architecture, args)
+    return converted, recipe, overrides
+
+
+def convert_dit(
+    sets: Mapping[str, Mapping], named: Mapping[str, str], *, is_published: bool
+) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """Return the sets of a DiT in our names; the one set of a published file is the average."""
+    converted: dict[str, Tensor] = {}
+    for kind, tensors in sets.items():
+        ours, recipe, overrides = dit.convert(tensors, source=named[kind])
+        converted |= {f"{'ema' if is_published else kind}.{name}": value for name, value in ours.items()}
     return converted, recipe, overrides
 
 

@@ -83,7 +83,7 @@ def is_published_dit(tensors: Mapping[str, Any]) -> bool:
 
 
 def convert(tensors: Mapping[str, Any], *, source: str) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """Return a published DiT in our names as `ema.<name>` (published is the average), its recipe and overrides.
+    """Return one set of weights of a DiT in our names, its recipe and overrides.
 
     Raises MarcliError naming each missing, extra or misshapen tensor in the file's own names.
     """
@@ -98,7 +98,7 @@ def convert(tensors: Mapping[str, Any], *, source: str) -> tuple[dict[str, Tenso
         expected = {name: tuple(value.shape) for name, value in skeleton.items()}
     check_names_and_shapes(expected, tensors, source=source)
     converted = in_diffusers_names(tensors) if by_authors else tensors
-    return {f"ema.{OURS}{name}": value for name, value in converted.items()}, RECIPE, PUBLISHED[architecture]
+    return {f"{OURS}{name}": value for name, value in converted.items()}, RECIPE, PUBLISHED[architecture]
 
 
 def in_diffusers_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

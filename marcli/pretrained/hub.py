@@ -16,7 +16,7 @@ log = logging.getLogger("marcli")
 
 HUB_PREFIX = "hub:"
 SHARED_FILES = ("recipe.yaml", "weights.safetensors", "manifest.json", "tokenizer/*", "README.md")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+HUB_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 def find_model(name: str) -> tuple[Path, PublishedModel]:
@@ -68,7 +68,7 @@ def named_weights(weights: str) -> Path:
     if not HUB_ID.fullmatch(identifier) or path.suffix in (".ckpt", ".pth", ".pt", ".safetensors", ".bin"):
         raise MarcliError(f"tokenizer.weights names {weights}, and there is no such file or folder.")
     repo, _, revision = identifier.partition("@")
-    place = user_cache() / "published" / repo.replace("/", "--")
+    place = user_cache() / "published" / identifier.replace("/", "--")  # of this revision alone
     if place.is_dir():
         return place
     files = [HubFile(repo=repo, name=name, revision=revision or "main") for name in DIFFUSERS_FILES]

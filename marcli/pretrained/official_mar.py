@@ -206,5 +206,10 @@ def weights_of(content: Mapping[str, Any]) -> dict[str, Mapping[str, Tensor]]:
     """Return the sets of weights in a file's content, as `raw` and, where the file has it, `ema`."""
     if "model" not in content:
         return {"raw": content}
-    named = {"raw": content["model"], "ema": content.get("model_ema")}
+    named = {"raw": content["model"], "ema": content.get(averaged_name(content))}
     return {name: tensors for name, tensors in named.items() if isinstance(tensors, Mapping)}
+
+
+def averaged_name(content: Mapping[str, Any]) -> str:
+    """What a training file calls its averaged weights: MAR's `model_ema`, DiT's `ema`."""
+    return "model_ema" if "model_ema" in content else "ema"

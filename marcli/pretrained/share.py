@@ -1,13 +1,16 @@
 """A run on the hub: what `sample` and `eval-fid` need, a manifest of hashes, and a model card made from the run itself.
 
-What is special: nothing is copied before it is uploaded, nothing of the sharer's machine travels along (folder names
+What is special: nothing of the sharer's machine travels along (folder names
 are cut off), and an autoencoder that is not a published one goes with the run, so that `hub:user/name` is complete.
 """
 
 import hashlib
 import json
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from marcli.errors import MarcliError, UsageError
@@ -19,6 +22,7 @@ from marcli.runtime.atomic import sha256_file
 from marcli.runtime.rundir import RunDir
 
 TOKENIZER_RECORD = "tokenizer.json"
+ABSOLUTE = re.compile(r"(?<![\w./])~?/(?!/)[^\s'\"(),;:]+")  # a path, but not the rest of a https:// address
 
 
 @dataclass(frozen=True)
@@ -53,21 +57,24 @@ def push_run(run: RunDir, repo: str) -> str:
     import huggingface_hub
 
     check_can_push(repo)
-    uploads = shared_files(run, repo)
     api = huggingface_hub.HfApi()
     try:
-        api.create_repo(repo, exist_ok=True)
-        api.create_commit(
-            repo,
-            operations=[
-                huggingface_hub.CommitOperationAdd(
-                    path_in_repo=each.name,
-                    path_or_fileobj=each.source if isinstance(each.source, bytes) else str(each.source),
-                )
-                for each in uploads
-            ],
-            commit_message=f"Run {run.path.name}",
-        )
+        with TemporaryDirectory(dir=run.path, prefix=".sharing-") as aside:
+            uploads = shared_files(run, repo, Path(aside))
+            api.create_repo(repo, exist_ok=True)
+            api.create_commit(
+                repo,
+                operations=[
+                    huggingface_hub.CommitOperationAdd(
+                        path_in_repo=each.name,
+                        path_or_fileobj=each.source if isinstance(each.source, bytes) else str(each.source),
+                    )
+                    for each in uploads
+                ],
+                commit_message=f"Run {run.path.name}",
+            )
+    except MarcliError:
+        raise
     except Exception as error:  # the transport's errors differ between versions of huggingface_hub
         raise MarcliError(
             f"The hub did not take {run.path} as {repo} ({why(error)}): everything is still in {run.path}; share it "
@@ -76,15 +83,18 @@ def push_run(run: RunDir, repo: str) -> str:
     return f"{api.endpoint}/{repo}"
 
 
-def shared_files(run: RunDir, repo: str) -> list[Upload]:
-    """Return everything that is uploaded for a run; raises MarcliError when a part is missing."""
+def shared_files(run: RunDir, repo: str, aside: Path) -> list[Upload]:
+    """Return everything that is uploaded for a run, some of it written to `aside`.
+
+    Raises MarcliError when a part is missing.
+    """
     for path in (run.recipe_path, run.weights_path):
         if not path.is_file():
             raise MarcliError(f"{run.path} cannot be shared: it has no {path.name} yet.")
     recipe = without_local_names(read_recipe(run.recipe_path, []))
     needed = [
         Upload("recipe.yaml", recipe_text(recipe).encode()),
-        Upload("weights.safetensors", run.weights_path),
+        Upload("weights.safetensors", weights_without_local_names(run.weights_path, recipe_text(recipe), aside)),
         *tokenizer_files(run.tokenizer_path),
     ]
     manifest = {each.name: each.sha256 for each in needed}
@@ -109,6 +119,28 @@ def shared_files(run: RunDir, repo: str) -> list[Upload]:
     ]
 
 
+def weights_without_local_names(weights: Path, recipe: str, aside: Path) -> Path:
+    """Return the weights file, or a copy in `aside` where the recipe inside it is not the shared one.
+
+    Only the header changes: the tensors' bytes are copied as they are.
+    """
+    with weights.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        try:
+            facts = json.loads(header["__metadata__"]["marcli"])
+        except (KeyError, ValueError):
+            return weights
+        if facts.get("recipe_text") in (None, recipe):
+            return weights
+        header["__metadata__"]["marcli"] = json.dumps({**facts, "recipe_text": recipe})
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+        with (aside / weights.name).open("wb") as copy:
+            copy.write(len(text).to_bytes(8, "little") + text)
+            shutil.copyfileobj(file, copy)
+    return aside / weights.name
+
+
 def tokenizer_files(folder: Path) -> list[Upload]:
     """Return a run's tokenizer folder, together with an autoencoder that is no published one."""
     if not (folder / TOKENIZER_RECORD).is_file():
@@ -126,6 +158,7 @@ def tokenizer_files(folder: Path) -> list[Upload]:
             record["weights"] = "autoencoder"
             files = [path for path in sorted(weights.iterdir()) if path.is_file()]
             along = [Upload(f"tokenizer/autoencoder/{path.name}", path) for path in files]
+    record["weights_note"] = without_folders(record.get("weights_note"))
     learned = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != TOKENIZER_RECORD]
     return [
         Upload(f"tokenizer/{TOKENIZER_RECORD}", (json.dumps(record, indent=2) + "\n").encode()),
@@ -135,14 +168,24 @@ def tokenizer_files(folder: Path) -> list[Upload]:
 
 
 def measured(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the records of `eval-fid` in a run, by file name, with names of folders cut off."""
+    """Return the records of `eval-fid` in a run, by file name, without folders of this machine in any text."""
     records = {path.name: read_json(path) for path in sorted(folder.glob("*.json"))}
     records = {name: record for name, record in records.items() if "metrics" in record and "distance_name" in record}
-    for record in records.values():
-        for part in ("reference", "source"):
-            if isinstance(name := record.get(part, {}).get("name"), str):
-                record[part]["name"] = Path(name).name
-    return records
+    return {name: without_folders(record) for name, record in records.items()}
+
+
+def without_folders(value: Any) -> Any:
+    """Return a JSON value with every absolute path, whole or inside a sentence, cut down to its last name."""
+    match value:
+        case str() if is_local(value) and (" " not in value or Path(value).exists()):
+            return Path(value).name
+        case str():
+            return ABSOLUTE.sub(lambda found: Path(found[0]).name, value)
+        case dict():
+            return {without_folders(key): without_folders(each) for key, each in value.items()}
+        case list():
+            return [without_folders(each) for each in value]
+    return value
 
 
 def without_local_names(recipe: Recipe) -> Recipe:
@@ -162,7 +205,10 @@ def without_local_names(recipe: Recipe) -> Recipe:
 
 def is_local(place: str) -> bool:
     path = Path(place).expanduser()
-    return path.is_absolute() or path.exists()
+    try:
+        return path.is_absolute() or path.exists()
+    except OSError:  # a name too long to be one
+        return False
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from marcli.runtime.atomic import sha256_file
 from marcli.runtime.rundir import RunDir, newest_run
 from marcli.runtime.seeding import item_seed
 from marcli.runtime.skeleton import NothingDrawn, skeletons
+from marcli.sampling.naming import FOREIGN, run_of_checkpoint, unknown
 from marcli.sampling.system import System
 from marcli.tokenizer.base import Tokenizer
 from marcli.tokenizer.build import build_tokenizer
@@ -34,7 +35,6 @@ from marcli.tokenizer.build import build_tokenizer
 log = logging.getLogger("marcli")
 
 DEFAULT = "mar-l"
-FOREIGN = (".pth", ".pt", ".ckpt", ".bin")
 Weights = Literal["ema", "raw"]
 
 
@@ -113,6 +113,11 @@ def find(spec: str | None, overrides: Sequence[str]) -> Found:
     path = Path(spec).expanduser()
     if path.is_dir():
         return find_run(spec, path, overrides)
+    if (run := run_of_checkpoint(path)) is not None:
+        raise UsageError(
+            f"{spec} is part of a checkpoint, from which training goes on: give the run, {run}; it has weights to "
+            "sample from when its training has ended."
+        )
     if path.is_file() and path.suffix in (*FOREIGN, ".safetensors"):
         is_ours = path.suffix == ".safetensors" and bool(sets_of(path))
         return find_weights_file(path, overrides) if is_ours else find_published(spec, path, overrides, note=None)
@@ -183,27 +188,21 @@ def find_published(name: str, path: Path, overrides: Sequence[str], *, note: str
     )
 
 
-def unknown(spec: str, path: Path) -> str:
-    """Return why `spec` names nothing, and what could have been meant."""
-    if path.is_file():
-        return f"{spec} is not a weights file: give a .safetensors, or a published {', '.join(FOREIGN)} file."
-    if (Path("runs") / spec).is_dir():
-        return f"There is no {spec}. Did you mean runs/{spec}?"
-    runs = sorted(str(each.parent) for each in Path("runs").glob("*/recipe.yaml"))
-    known = ", ".join([*runs[:5], *MODELS])
-    return f"There is no run, weights file or published name {spec}. Known here: {known}; or hub:user/name."
-
-
 def check_manifest(folder: Path, name: str) -> None:
-    """Raise MarcliError unless every file of a shared run has the sha256 its manifest states."""
+    """Raise MarcliError unless every file that loading reads has the sha256 that a shared run's manifest states."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except FileNotFoundError:
-        return
+        raise MarcliError(f"{name} has no manifest.json to check its files by: share it again with marcli.") from None
     except ValueError:
         manifest = None
     if not isinstance(manifest, dict):
         raise MarcliError(f"{name}: its manifest.json is not a mapping of files to sha256.")
+    read = [folder / "recipe.yaml", folder / "weights.safetensors", *(folder / "tokenizer").rglob("*")]
+    for path in read:
+        entry = path.relative_to(folder).as_posix()
+        if path.is_file() and entry not in manifest:
+            raise MarcliError(f"{name}: its manifest.json does not name {entry}, so it is not what was shared.")
     for entry, sha256 in manifest.items():
         if Path(entry).is_absolute() or ".." in Path(entry).parts:
             raise MarcliError(f"{name}: its manifest.json names {entry}, outside of its folder.")

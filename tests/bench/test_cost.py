@@ -8,13 +8,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from marcli.bench.autoencoder_cost import KL8, KL16, decoding, encoding
+from marcli.bench.autoencoder_cost import KL8, KL16, VQ16, decoding, encoding
 from marcli.bench.cost import denoising_steps, exact_savings, hidden_counts, plain_cost, published_cost
+from marcli.bench.stand_in import random_vq
 from marcli.bench.training_cost import mean_hidden, training_cost
 from marcli.model.build import build_model
 from marcli.model.order import reveal_counts
 from marcli.model.process.gaussian import full_process
 from marcli.recipe.schema import Recipe
+from marcli.recipe.tokenizer import VQTokenizer
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.system import System
 from marcli.tokenizer.base import Tokenizer
@@ -170,6 +172,24 @@ def test_autoencoder_as_counted(layout, blocks):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             vae.decode(latents)
         assert decoding(layout, 64 // blocks, 3).flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_vq16_as_counted():
+    with torch.device("meta"):
+        vq = random_vq(VQTokenizer(kind="vq16"))
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            vq.decode(torch.empty(1, VQ16.latent_channels, 8, 8), force_not_quantize=True)
+    assert decoding(VQ16, 8, 3).flops == pytest.approx(counter.get_total_flops(), rel=0.002)
+
+
+def test_a_dit_embeds_time_once_per_block_and_once_more():
+    """On four tokens the embeddings weigh enough to be seen."""
+    recipe = recipe_of(backbone=DIT, head=None, tokenizer=LATENTS, image_size=4, diffusion_steps=4)
+    model = build_model(recipe).eval()
+    tokens = torch.zeros(1, recipe.num_tokens, recipe.token_dim)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.denoise(tokens, torch.tensor([3]), torch.tensor([0]))
+    assert published_cost(recipe).part("decoder") / 4 == pytest.approx(counter.get_total_flops(), rel=0.002)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])

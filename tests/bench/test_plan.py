@@ -8,9 +8,10 @@ import pytest
 
 from marcli.bench.plan import parse_counts, parse_presets, parse_sweeps, plan
 from marcli.bench.points import point_of
-from marcli.bench.request import parse_engines
+from marcli.bench.request import known_recipe, parse_engines
+from marcli.cli.app import run
 from marcli.errors import UsageError
-from marcli.recipe.reader import read_recipe
+from marcli.recipe.reader import read_recipe, write_recipe
 
 MASKED, CAUSAL, DIT = "debug/head_diffusion", "debug/backbone_causal", "debug/backbone_dit"
 
@@ -74,10 +75,7 @@ def test_presets_stand_beside_the_exact_points():
     assert [each.recipe.sample.steps for each in variants] == [4, 8] * 3
     assert variants[2].recipe.sample.diffusion_steps == 50
     assert notes == []
-    points = [
-        point_of(each.recipe, system="x", engine="fast", engine_class="lossless", swept=(), is_default=False)
-        for each in variants
-    ]
+    points = points_of(variants)
     assert [point.engine_class for point in points] == ["lossless"] * 2 + ["approximate"] * 4
     assert [point.engine for point in points] == ["fast"] * 2 + ["fast + disa"] * 2 + ["fast + swift"] * 2
     assert len({point.key for point in points}) == 6
@@ -97,6 +95,85 @@ def test_single_switches_are_swept():
     assert [(each.solver, each.final_diffusion_steps) for each in switches] == [
         ("ancestral", None), ("ancestral", 2), ("ddim", None), ("ddim", 2),
     ]  # fmt: skip
+
+
+def points_of(variants):
+    return [
+        point_of(each.recipe, system="x", engine="fast", engine_class="lossless", swept=each.swept, is_default=False)
+        for each in variants
+    ]
+
+
+def test_a_switch_swept_beside_a_preset_is_named_in_the_point():
+    sweep = parse_sweeps(["approximate.final_diffusion_steps=null,2,5"])
+    points = points_of(planned(MASKED, presets=("disa",), sweep=sweep)[0])
+    assert len({point.key for point in points}) == len(points) == 6
+    assert [point.engine for point in points] == [
+        "fast", "fast + final_diffusion_steps 2", "fast + final_diffusion_steps 5",
+        "fast", "fast + disa, final_diffusion_steps 2", "fast + disa",
+    ]  # fmt: skip
+    assert "max_timestep 950" in points[3].key  # what a preset leaves behind when its switch is off
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["cfg_schedule=constant", "max_timestep=700", "clip_denoised=2.5", "confidence_temperature=1", "cfg=1.5",
+     "temperature=0.9", "diffusion_steps=7", "steps=3", "batch_size=9", "approximate.solver=ddim"],
+)  # fmt: skip
+def test_all_that_changes_time_or_quality_is_in_the_key(override):
+    settings = {"system": "x", "engine": "fast", "engine_class": "lossless", "swept": (), "is_default": False}
+    usual = point_of(read_recipe(MASKED, []), **settings)
+    assert point_of(read_recipe(MASKED, [f"sample.{override}"]), **settings).key != usual.key
+    assert point_of(read_recipe(MASKED, []), **settings, weights="raw").key != usual.key
+
+
+def test_the_same_setting_is_planned_once():
+    assert len(planned(MASKED, sweep=parse_sweeps(["temperature=1,1.0"]))[0]) == 1
+    again = ["sample.diffusion_steps=50", "sample.max_timestep=950", "sample.approximate.final_diffusion_steps=5"]
+    again.append("sample.approximate.preset=disa")
+    assert len(planned(MASKED, steps=(4,), presets=("disa",), overrides=again)[0]) == 1
+
+
+def test_a_run_called_as_a_recipe_is_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    with pytest.raises(UsageError, match="digits is a folder"):
+        known_recipe("./digits", [])
+    write_recipe(read_recipe(MASKED, []), tmp_path / "digits" / "recipe.yaml")
+    recipe, is_random = known_recipe("digits", [])
+    assert (recipe.name, is_random) == ("debug_head_diffusion", False)
+    assert known_recipe("digits_ar", [])[1]
+
+
+def test_names_are_checked_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for arguments, words in (
+        (["nosuch"], "There is no run, weights file or published name nosuch"),
+        (["digits", "recipes/digits.yaml"], "is named twice"),
+        (["mar-b", "mar-b"], "is named twice"),
+        (["--compare", "digits_ar"], "no run under runs/ to compare it with"),
+    ):
+        assert run(["bench", *arguments, "--dry-run"]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_compare_without_a_run_stands_beside_the_newest_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    write_recipe(read_recipe(MASKED, ["name=mine"]), folder / "recipe.yaml")
+    (folder / "weights.safetensors").touch()
+    assert run(["bench", "--compare", CAUSAL, "--dry-run", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(dict.fromkeys(point["recipe"] for point in shown["points"])) == ["mine", "debug_backbone_causal"]
+    assert shown["out"] == "runs/mine/bench"
+
+
+def test_an_uncounted_decoder_is_said(capsys):
+    assert run(["bench", "ablations/table2_consistency", "--steps", "8", "--dry-run", "--json"]) == 0
+    line, *_, last = capsys.readouterr().out.splitlines()
+    assert "GFLOP + tokenizer per image" in line
+    assert json.loads(last)["points"][0]["unpriced"] == ["tokenizer"]
 
 
 @pytest.mark.parametrize(

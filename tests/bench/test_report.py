@@ -6,11 +6,12 @@ import json
 import pytest
 from PIL import Image
 
-from marcli.bench.baseline import FORMAT, check_comparable, find_regressions, parse_tolerance, read_baseline
+from marcli.bench.baseline import FORMAT, check_comparable, compare, complaint, parse_tolerance, read_baseline
 from marcli.bench.plot import draw_sweep, draw_tradeoff, series_of
 from marcli.bench.points import Measurement, Point
 from marcli.bench.report import by_class, columns, markdown_tables, print_tables
-from marcli.errors import MarcliError, UsageError
+from marcli.bench.tradeoff import small_print
+from marcli.errors import UsageError
 
 
 def measurement(seconds, *, steps=8, family="MAR Diff Loss", fid=None, engine="plain", engine_class="plain", **point):
@@ -79,34 +80,68 @@ def test_cells():
     assert row["spread"] == "20%"
 
 
+def test_a_figure_without_the_tokenizer_says_so():
+    partial = dataclasses.replace(measurement(0.5), unpriced=("tokenizer",))
+    row = {heading.replace("\n", " "): cell(partial) for heading, cell in columns([partial])}
+    assert (row["GFLOP /image"], row["roof- line"]) == ("2 + tokenizer", "≥ 25%")
+
+
+def test_small_print_says_what_the_numbers_in_the_picture_are():
+    stated = {"marcli": "0", "device": "CPU", "precision": "fp32"}
+    points = [measurement(1.0, fid=9.0).record(), measurement(1.0, family="DiT", fid=9.0).record()]
+    assert "numbers: AR steps, of a DiT diffusion steps" in small_print({**stated, "points": points})
+    assert small_print({**stated, "points": points[:1]}).endswith("numbers: AR steps")
+    assert "numbers" not in small_print({**stated, "points": [measurement(1.0).record()]})
+
+
 def test_a_point_that_got_slower_is_a_regression_and_noise_is_not():
     before = report(measurement(1.0, fid=20.0), measurement(2.0, steps=16, fid=18.0))
     same = report(measurement(1.05, fid=21.0), measurement(1.9, steps=16, fid=18.0))
-    assert find_regressions(before, same, 0.1) == ([], [])
+    assert complaint(compare(before, same, 0.1), 0.1) is None
     slower = report(measurement(1.2, fid=23.0), measurement(2.0, steps=16, fid=18.0))
-    regressions, _ = find_regressions(before, slower, 0.1)
+    regressions = compare(before, slower, 0.1).regressions
     assert [each.quantity for each in regressions] == ["seconds_per_image", "fid"]
     assert "8 AR steps" in str(regressions[0])
     assert "+20.0%" in str(regressions[0])
 
 
+def test_memory_is_gated_too():
+    larger = dataclasses.replace(measurement(1.0), peak_memory_bytes=4 * 2**20)
+    (regression,) = compare(report(measurement(1.0)), report(larger), 0.1).regressions
+    assert (regression.quantity, regression.now) == ("peak_memory_bytes", 4 * 2**20)
+    assert compare(report(measurement(1.0)), report(larger), 0.34).regressions == []
+
+
+def test_what_the_baseline_has_must_be_measured():
+    before = report(measurement(1.0), measurement(2.0, steps=16, fid=18.0))
+    narrower = compare(before, report(measurement(1.0)), 0.1)
+    assert "1 numbers of the baseline were not measured now: run (MAR Diff Loss)" in complaint(narrower, 0.1)
+    speed_only = compare(before, report(measurement(1.0), measurement(2.0, steps=16)), 0.1)
+    assert [each.split(",")[0] for each in speed_only.missing] == ["FID of run (MAR Diff Loss)"]
+    wider = compare(report(measurement(1.0)), before, 0.1)
+    assert complaint(wider, 0.1) is None and wider.notes == ["1 points are not in the baseline"]
+
+
 def test_other_settings_are_other_points():
-    before = report(measurement(1.0))
     warmer = dataclasses.replace(measurement(9.0).point, temperature=0.9)
-    with pytest.raises(MarcliError, match="None of the baseline's points"):
-        find_regressions(before, report(dataclasses.replace(measurement(9.0), point=warmer)), 0.1)
+    compared = compare(report(measurement(1.0)), report(dataclasses.replace(measurement(9.0), point=warmer)), 0.1)
+    assert compared.regressions == [] and len(compared.missing) == 1
 
 
 def test_distances_of_other_numbers_of_pictures_are_not_compared():
     fewer = dataclasses.replace(measurement(1.0, fid=90.0), fid_images=100)
-    regressions, notes = find_regressions(report(measurement(1.0, fid=20.0)), report(fewer), 0.1)
-    assert regressions == []
-    assert "FID not compared" in notes[0]
+    compared = compare(report(measurement(1.0, fid=20.0)), report(fewer), 0.1)
+    assert compared.regressions == []
+    assert "FID not compared" in compared.notes[0]
 
 
 def test_another_machine_is_not_a_regression_but_refused():
     with pytest.raises(UsageError, match="device is 'CPU', here it is 'H200'"):
         check_comparable(report(), {**report(), "device": "H200"})
+    with pytest.raises(UsageError, match="threads is 2, here it is 3"):
+        check_comparable(report(), {**report(), "threads": 3})
+    with pytest.raises(UsageError, match="precision is 'fp32', here it is 'bf16'"):
+        check_comparable(report(), {**report(), "precision": "bf16"})
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": "other"}'])
@@ -117,6 +152,27 @@ def test_a_baseline_that_is_none_is_refused(tmp_path, text):
         read_baseline(path)
     with pytest.raises(UsageError, match="There is no baseline"):
         read_baseline(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"points": None},
+        {"points": []},
+        {"points": [1]},
+        *({"points": [{**report(measurement(1.0)).get("points")[0], **wrong}]} for wrong in (
+            {"key": None}, {"seconds_per_image": 0}, {"seconds_per_image": None}, {"seconds_per_image": float("nan")},
+            {"peak_memory_bytes": "3"}, {"batch_size": None}, {"fid": "20"},
+        )),
+    ],
+)  # fmt: skip
+def test_a_baseline_without_its_numbers_is_refused_when_read(tmp_path, change):
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(report(measurement(1.0))))
+    assert read_baseline(path)["points"][0]["seconds_per_image"] == 1.0
+    path.write_text(json.dumps({**report(measurement(1.0)), **change}))
+    with pytest.raises(UsageError, match="points without their numbers"):
+        read_baseline(path)
 
 
 @pytest.mark.parametrize(("text", "value"), [("10%", 0.1), ("0.05", 0.05), ("0", 0.0)])

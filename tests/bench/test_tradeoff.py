@@ -1,15 +1,22 @@
 """The bench from recipes to files, and its parts against what they promise."""
 
+import dataclasses
+import itertools
 import json
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from marcli.bench.budget import affordable, fitting_batch_size
+from marcli.bench.baseline import FORMAT
+from marcli.bench.budget import affordable, fit_to_time, fitting_batch_size
+from marcli.bench.clock import Memory
+from marcli.bench.entries import Entry
 from marcli.bench.measure import Contender, Extent, measure_shares, run_rounds
-from marcli.bench.plan import Variant
+from marcli.bench.plan import Variant, vary
 from marcli.bench.points import point_of
+from marcli.bench.quality import Judge
+from marcli.bench.request import Request
 from marcli.bench.roofline import Machine
 from marcli.bench.stand_in import random_tokenizer, stand_in_system
 from marcli.cli.app import run
@@ -65,12 +72,77 @@ def test_shares_cover_the_parts_of_an_approximation_too():
 
 def test_first_round_is_not_timed_and_time_ends_all_points_alike():
     pair = [contender(SPECS["masked"]), contender(SPECS["dit"])]
-    run_rounds(pair, Extent(rounds=4, seconds=None, seed=0), lambda: None)
+    run_rounds(pair, Extent(rounds=4, seconds=None, seed=0, num=100), lambda: None)
     assert [len(each.seconds) for each in pair] == [3, 3]
     assert all(each.peak.peak_bytes > 0 for each in pair)
     pair = [contender(SPECS["masked"]), contender(SPECS["dit"])]
-    run_rounds(pair, Extent(rounds=50, seconds=0.0, seed=0), lambda: None)
+    run_rounds(pair, Extent(rounds=50, seconds=0.0, seed=0, num=100), lambda: None)
     assert [len(each.seconds) for each in pair] == [1, 1]
+
+
+class Counted:
+    """A tally that only counts."""
+
+    count = 0
+
+    def add(self, images):
+        self.count += len(images)
+
+
+def test_exactly_so_many_pictures_are_judged_whatever_the_batch():
+    each = contender(SPECS["masked"])
+    each.tally = Counted()
+    run_rounds([each], Extent(rounds=3, seconds=None, seed=0, num=3), lambda: None)
+    assert each.tally.count == 3
+
+
+def test_time_is_the_median_and_memory_that_of_the_system_alone():
+    each = contender(SPECS["masked"])
+    each.seconds, each.peak, each.weight_bytes = [1.0, 2.0, 9.0], Memory(1000, "resident"), 100
+    measured = each.measurement(held_bytes=350)  # of which 250 are another system's and the judge's
+    assert (measured.seconds_per_image, measured.fastest, measured.slowest) == (2.0, 1.0, 9.0)
+    assert measured.peak_memory_bytes == 750
+
+
+def test_the_judge_knows_its_weights():
+    network = torch.nn.Linear(3, 5)
+    extractor = dataclasses.replace(pixel_extractor(), network=network)
+    assert Judge(extractor, reference=None).weight_bytes == 4 * (15 + 5)
+
+
+def test_a_baseline_decides_what_is_left_out_and_never_the_clock(monkeypatch):
+    recipe, machine = read_recipe(SPECS["masked"], []), Machine(flops_per_second=1.0, bytes_per_second=1.0)
+    variants = [Variant(vary(recipe, steps=steps), (), False) for steps in (1, 2, 4, 8)]
+    entries = [Entry(stand_in_system(recipe, seed=0), variants, True)]
+    gated = frozenset((recipe.name, steps, 10) for steps in (2, 8))
+    asked = plan_request(specs=(SPECS["masked"],), batch_size=4, gated=gated)
+    (entry,), notes = fit_to_time(entries, asked, machine)
+    assert [each.recipe.sample.steps for each in entry.variants] == [2, 8]
+    assert len(notes) == 2 and "the baseline does not have them" in notes[0]
+    other = dataclasses.replace(asked, gated=frozenset({("another", 2, 10)}))
+    assert len(fit_to_time(entries, other, machine)[0][0].variants) == 4
+
+
+@pytest.mark.parametrize(
+    ("minutes", "num", "seconds"), [(None, None, 240), (None, 100, None), (3, 100, 180), (0, None, None), (0.5, 10, 30)]
+)
+def test_time_limit(minutes, num, seconds):
+    asked = dataclasses.replace(plan_request(specs=(), batch_size=None), minutes=minutes, num=num)
+    assert asked.seconds == seconds
+
+
+def test_no_round_starts_that_would_end_too_late(monkeypatch):
+    clock = itertools.count(0.0, 5.0)  # read before all, and around every round
+    monkeypatch.setattr("marcli.bench.measure.time.monotonic", lambda: next(clock))
+    each = contender(SPECS["masked"])
+    run_rounds([each], Extent(rounds=50, seconds=24.0, seed=0, num=9), lambda: None)
+    assert len(each.seconds) == 1  # the second round ends at 20, and one more would end at 25
+
+
+def plan_request(**given) -> Request:
+    absent = dict.fromkeys(["steps", "dit_steps", "num", "minutes", "quality", "reference", "features", "inception"])
+    rest = {"overrides": (), "sweep": {}, "presets": (), "engines": ("auto",), "weights": "ema", "seed": 0}
+    return Request(**absent, **rest, **given)
 
 
 def test_engine_under_other_settings_is_the_engine_built_for_them():
@@ -125,9 +197,60 @@ def test_command_writes_everything_and_gates(tmp_path, capsys):
     baseline = tmp_path / "baseline.json"
     baseline.write_text(json.dumps(stored))
     assert run([*command, "--baseline", str(baseline)]) == 1
-    complaint = capsys.readouterr().err
-    assert complaint.count("seconds_per_image") == 4
-    assert "debug_head_diffusion (MAR Diff Loss), fast engine, 2 AR steps" in complaint
+    shown = capsys.readouterr()
+    assert shown.err.count("seconds_per_image") == 4
+    assert "error: 4 numbers are more than 10% worse" in shown.err
+    assert "debug_head_diffusion (MAR Diff Loss), fast engine, 2 AR steps" in shown.err
+    (line,) = [line for line in shown.out.splitlines() if line.startswith("{")]
+    result = json.loads(line)
+    assert line == shown.out.splitlines()[-1] and result["exit_code"] == 1 and result["error"] in shown.err
+    assert len(result["regressions"]) == 4 and len(result["points"]) == 4
+
+
+def measuring_is_wrong(*_):
+    raise AssertionError("this should have been refused before anything is measured")
+
+
+def test_a_gate_never_overwrites_its_baseline(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("marcli.bench.tradeoff.run_bench", measuring_is_wrong)
+    point = {
+        "key": "x",
+        "system": "x",
+        "steps": 1,
+        "diffusion_steps": 1,
+        "seconds_per_image": 1,
+        "peak_memory_bytes": 1,
+        "fid": None,
+        "batch_size": 1,
+    }
+    baseline = tmp_path / "bench.json"
+    baseline.write_text(json.dumps({"format": FORMAT, "points": [point]}))
+    before = baseline.read_text()
+    link = tmp_path / "link.json"
+    link.symlink_to(baseline)
+    for named in (baseline, link):
+        assert run(["bench", SPECS["masked"], "--out", str(tmp_path), "--baseline", str(named)]) == 2
+        assert "would overwrite the baseline" in capsys.readouterr().err
+    assert baseline.read_text() == before
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_measuring(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("marcli.bench.tradeoff.run_bench", measuring_is_wrong)
+    (tmp_path / "file").write_text("x")
+    assert run(["bench", SPECS["masked"], "--gpus", "0", "--out", str(tmp_path / "file")]) == 2
+    assert "Reports cannot be written to" in capsys.readouterr().err
+    assert run(["bench", SPECS["masked"], "--gpus", "0", "--out", "/proc/none"]) == 2
+
+
+def test_numbers_are_on_disk_before_anything_is_drawn(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("marcli.bench.plot.draw_tradeoff", fail)
+    command = ["bench", SPECS["dit"], "--dit-steps", "2", "--batch-size", "2", "--num", "4", "--gpus", "0"]
+    assert run([*command, "--out", str(tmp_path)]) == 1
+    assert len(json.loads((tmp_path / "bench.json").read_text())["points"]) == 1
+    assert (tmp_path / "report.md").is_file()
 
 
 def test_a_trained_run_is_judged_against_its_own_data_and_found_without_a_name(tmp_path, monkeypatch, capsys):

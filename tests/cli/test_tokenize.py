@@ -80,6 +80,26 @@ def test_kl16_with_other_weights_says_so_and_a_broken_picture_is_named(photos, t
     assert width == pytest.approx(2 * height, rel=0.1)  # four pictures, two rows
 
 
+def test_a_dry_run_says_settings_pictures_and_places_and_writes_nothing(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, record, text = tokenize(capsys, "digits", "--tokenizer", "kmeans", "--tokenizer", "pixels", "--dry-run")
+    assert code == 0
+    assert [each["kind"] for each in record["tokenizers"]] == ["kmeans", "pixels"]
+    assert (record["images"], record["image_size"], record["channels"]) == (256, 8, 1)
+    assert record["places"] == {"picture": "runs/tokenize/roundtrip.png", "record": "runs/tokenize/tokenize.json"}
+    assert "codebook_size: " in text and "# pictures: 256 of digits, 8 pixels a side" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_of_a_recipe_can_be_changed(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = ("tokenizer.codebook_size=64", "data.image_size=12")
+    _, record, _ = tokenize(capsys, "recipes/debug/head_cross_entropy.yaml", *keys, "--dry-run")
+    assert record["tokenizers"][0]["codebook_size"] == 64 and record["image_size"] == 12
+    code, record, _ = tokenize(capsys, "digits", "data.image_size=6", "--dry-run")
+    assert code == 2 and "data.image_size=6 would change a recipe, and digits is none" in record["error"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [
@@ -88,6 +108,7 @@ def test_kl16_with_other_weights_says_so_and_a_broken_picture_is_named(photos, t
         (("digits", "--tokenizer", "{kind: kmeans, codes: 3}"), 2, "tokenizer.codes is not a key"),
         (("digits", "--tokenizer", "kl16"), 2, "too few for the tokenizer: give --image-size"),
         (("digits", "--tokenizer", "kmeans", "--image-size", "7"), 2, "choose a multiple of 2"),
+        (("digits", "--tokenizer", "kmeans", "--image-size", "99999999999"), 2, "--image-size"),
         (("digits", "--tokenizer", "kl16=/no/file.ckpt", "--image-size", "32"), 1, "no such file"),
     ],
 )

@@ -1,16 +1,19 @@
 """Both published layouts of DiT give the same tensors, under the names of our model."""
 
+import argparse
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from marcli.errors import MarcliError
 from marcli.model.backbone.dit import DiT
 from marcli.model.build import build_model
 from marcli.pretrained import dit
+from marcli.pretrained.converted import convert_once
 from marcli.pretrained.safe import assign_strictly
 from marcli.recipe.reader import read_recipe, shipped_recipe
 from marcli.runtime.skeleton import skeletons
@@ -84,7 +87,7 @@ def test_our_model_of_the_shipped_recipe_has_these_tensors(monkeypatch, side: in
     assert resolved.data.image_size == side
     with skeletons():
         model = build_model(resolved)
-    assert {name.removeprefix("ema."): tuple(value.shape) for name, value in tensors.items()} == {
+    assert {name: tuple(value.shape) for name, value in tensors.items()} == {
         name: tuple(value.shape) for name, value in model.state_dict().items()
     }
     if places == 256:  # the number the authors' training prints, fixed positions included
@@ -134,7 +137,7 @@ def test_the_model_computes_what_the_published_one_does() -> None:
     model = DiT(
         channels=4, size=8, patch_size=2, num_classes=5, width=24, depth=2, heads=2, schedule="linear", label_drop=0.1
     )
-    assign_strictly(model, {name.removeprefix("ema."): value for name, value in tensors.items()}, source="a.pt")
+    assign_strictly(model, tensors, source="a.pt")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 4, 8, 8, generator=generator)
     t, labels = torch.tensor([0, 417, 999]), torch.tensor([2, 0, 5])
@@ -172,3 +175,21 @@ def test_positions_may_be_in_the_file_or_not() -> None:
     del tensors["pos_embed"]
     without_positions, _, _ = dit.convert(tensors, source="a.pt")
     assert set(with_positions) == set(without_positions)
+
+
+def test_a_checkpoint_of_the_authors_training_gives_both_sets(tmp_path, monkeypatch) -> None:
+    """Their train.py writes {"model", "ema", "opt", "args"}; a published file has one set, the average."""
+    monkeypatch.setenv("MARCLI_CACHE", str(tmp_path / "cache"))
+    raw, averaged = by_authors(), {name: value + 1 for name, value in by_authors().items()}
+    content = {"model": raw, "ema": averaged, "opt": {"state": {}}, "args": argparse.Namespace(model="DiT-XL/2")}
+    torch.save(content, tmp_path / "0050000.pt")
+    converted = convert_once(tmp_path / "0050000.pt")
+    tensors = load_file(converted.weights)
+    assert (converted.sets, converted.recipe) == (("ema", "raw"), "dit_xl_2")
+    assert torch.equal(tensors["raw.transformer.proj_out_2.bias"], raw["final_layer.linear.bias"])
+    assert torch.equal(tensors["ema.transformer.proj_out_2.bias"], averaged["final_layer.linear.bias"])
+    torch.save({**content, "ema": {**averaged, "gate": torch.zeros(1)}}, tmp_path / "faulty.pt")
+    with pytest.raises(MarcliError, match=r"faulty\.pt \(ema\).*gate \[1\]"):
+        convert_once(tmp_path / "faulty.pt")
+    torch.save(raw, tmp_path / "DiT-XL-2-256x256.pt")
+    assert convert_once(tmp_path / "DiT-XL-2-256x256.pt").sets == ("ema",)

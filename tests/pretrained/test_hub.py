@@ -179,3 +179,32 @@ def test_what_is_not_a_shared_run_is_said(hub: Endpoint, tmp_path: Path) -> None
     assert "hub:user is not a hub name" in answer
     answer, _ = ask("hub.fetch_shared('user/absent')", tmp_path, endpoint=hub.url)
     assert "no such repository" in answer
+
+
+def test_a_file_that_changed_in_the_hubs_cache_is_refused(hub: Endpoint, tmp_path: Path) -> None:
+    setup = publish(hub, b"published", sha256=hashlib.sha256(b"published").hexdigest())
+    path, _ = ask("hub.find_model('mar-b')[0]", tmp_path, endpoint=hub.url, setup=setup)
+    Path(path).resolve().write_bytes(b"changed")
+    answer, _ = ask("hub.find_model('mar-b')[0]", tmp_path, endpoint=NOWHERE, setup=setup)
+    assert "MarcliError" in answer and "is not the published checkpoint-last.pth" in answer
+
+
+def test_a_local_autoencoder_stands_for_its_own_revision_alone(tmp_path: Path) -> None:
+    places = tmp_path / "marcli" / "published"
+    for name in ("user--autoencoder", "user--autoencoder@v2"):
+        (places / name).mkdir(parents=True)
+    setup = """
+def answer(weights):
+    try:
+        return str(hub.find_tokenizer_weights("autoencoder", weights))
+    except MarcliError as error:
+        return str(error)
+"""
+    asked = ["user/autoencoder", "hub:user/autoencoder@v2", "user/autoencoder@v3", "user/autoencoder@../../x", "a/b..c"]
+    answers, _ = ask(f"'\\n'.join(map(answer, {asked}))", tmp_path, endpoint=NOWHERE, setup=setup)
+    main, second, third, upwards, dots = answers.splitlines()
+    assert (main, second) == (str(places / "user--autoencoder"), str(places / "user--autoencoder@v2"))
+    assert f"put a copy at {places}/user--autoencoder@v3" in third
+    assert "there is no such file or folder" in upwards and "there is no such file or folder" in dots
+    answer, _ = ask("hub.fetch_shared('user/run@..')", tmp_path, endpoint=NOWHERE)
+    assert "is not a hub name" in answer

@@ -6,19 +6,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from marcli.errors import MarcliError, UsageError
 from marcli.model.build import build_model
 from marcli.pretrained.share import check_can_push, shared_files
-from marcli.recipe.reader import read_recipe, recipe_from_text, shipped_recipe, write_recipe
+from marcli.recipe.reader import read_recipe, recipe_from_text, recipe_text, shipped_recipe, write_recipe
 from marcli.runtime.rundir import RunDir
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.generate import generate
-from marcli.sampling.load import load_system
+from marcli.sampling.load import load_system, recipe_inside
 from tests.pretrained.hub_endpoint import serve
 
 RESULT = {
@@ -45,7 +46,9 @@ def run(tmp_path: Path) -> RunDir:
     tensors = {
         f"{kind}.{name}": value + shift for kind, shift in (("raw", 0), ("ema", 1)) for name, value in state.items()
     }
-    save_file(tensors, run.weights_path)
+    save_file(
+        tensors, run.weights_path, metadata={"marcli": json.dumps({"recipe_text": recipe_text(recipe), "step": 3})}
+    )
     tokenizer = build_tokenizer(recipe, folder=None)
     tokenizer.scale = 1.7
     save_tokenizer(tokenizer, run.tokenizer_path, recipe=recipe)
@@ -93,8 +96,11 @@ def test_a_run_is_shared_and_makes_the_same_pictures(run: RunDir, tmp_path: Path
 
 
 def files_of(run: RunDir) -> dict[str, bytes]:
-    files = shared_files(run, "user/tiny")
-    return {each.name: each.source if isinstance(each.source, bytes) else each.source.read_bytes() for each in files}
+    with TemporaryDirectory() as aside:
+        files = shared_files(run, "user/tiny", Path(aside))
+        return {
+            each.name: each.source if isinstance(each.source, bytes) else each.source.read_bytes() for each in files
+        }
 
 
 def test_the_card_states_the_run_and_its_numbers(run: RunDir) -> None:
@@ -122,18 +128,32 @@ def test_nothing_of_this_machine_travels_along(run: RunDir, tmp_path: Path) -> N
     weights.parent.mkdir()
     weights.write_bytes(b"own autoencoder")
     record = json.loads((run.tokenizer_path / "tokenizer.json").read_text())
-    record |= {"weights": str(weights), "weights_note": "not verified"}
+    record |= {"weights": str(weights), "weights_note": f"{weights} could not be verified: no sha256 is known"}
     (run.tokenizer_path / "tokenizer.json").write_text(json.dumps(record))
     recipe = read_recipe(
         run.recipe_path, [f"data.path={tmp_path}/secret/images", f"data.latents={tmp_path}/secret/cache"]
     )
     write_recipe(recipe, run.recipe_path)
+    metadata = {"marcli": json.dumps({"recipe_text": recipe_text(recipe), "step": 3})}
+    tensors = load_file(run.weights_path)
+    save_file(tensors, run.weights_path, metadata=metadata)
+    warnings = [f"3 pictures of {tmp_path}/secret/images were skipped ({tmp_path}/secret/images/1.png: not an image)."]
+    warnings += ["/home/me/stats.npz is old; see https://example.org/a/b", "~/secret/x: left out"]
+    result = {**RESULT, "warnings": warnings, "source": {"images": [f"{tmp_path}/secret/out"]}}
+    (run.path / "eval" / "fid-5k.json").write_text(json.dumps(result))
     files = files_of(run)
+    shared = json.loads(files["eval/fid-5k.json"])["warnings"]
+    assert shared[0] == "3 pictures of images were skipped (1.png: not an image)."
+    assert shared[1:] == ["stats.npz is old; see https://example.org/a/b", "x: left out"]
     assert files["tokenizer/own.ckpt"] == b"own autoencoder"
     assert json.loads(files["tokenizer/tokenizer.json"])["weights"] == "own.ckpt"
     assert recipe_from_text(files["recipe.yaml"].decode(), where="shared", overrides=[]).data.path == "images"
     for name, content in files.items():
-        assert b"secret" not in content and b"/home/me" not in content, name
+        assert not any(word in content for word in (b"secret", b"/home/me", str(tmp_path).encode())), name
+    (tmp_path / "shared.safetensors").write_bytes(files["weights.safetensors"])
+    assert recipe_inside(tmp_path / "shared.safetensors") == files["recipe.yaml"].decode()
+    copied = load_file(tmp_path / "shared.safetensors")
+    assert copied.keys() == tensors.keys() and all(torch.equal(copied[name], tensors[name]) for name in tensors)
 
 
 def test_published_tokenizer_weights_stay_where_they_are_published(run: RunDir, tmp_path: Path) -> None:

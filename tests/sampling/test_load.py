@@ -136,6 +136,11 @@ def test_what_is_missing_is_named(tmp_path: Path, recipe: Recipe, monkeypatch) -
         load_system("mar-x", weights="ema", overrides=[])
     with pytest.raises(UsageError, match="not a weights file"):
         load_system(str(run / "recipe.yaml"), weights="ema", overrides=[])
+    unfinished = tmp_path / "runs" / "unfinished"
+    unfinished.mkdir()
+    write_recipe(recipe, unfinished / "recipe.yaml")
+    with pytest.raises(UsageError, match="Known here: runs/digits, mar-b"):
+        load_system("mar-x", weights="ema", overrides=[])
     content = (run / "weights.safetensors").read_bytes()
     (run / "weights.safetensors").write_bytes(content[:-10])
     with pytest.raises(MarcliError, match=r"weights\.safetensors is not a complete"):
@@ -148,6 +153,21 @@ def test_what_is_missing_is_named(tmp_path: Path, recipe: Recipe, monkeypatch) -
         load_system(str(run), weights="ema", overrides=[])
 
 
+def test_a_file_of_a_checkpoint_is_sent_to_its_run(tmp_path: Path, recipe: Recipe, monkeypatch, caplog) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "runs" / "digits", recipe)
+    checkpoint = run / "checkpoints" / "step-00000010"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
+    save_file(build_model(recipe).state_dict(), checkpoint / "ema.safetensors")
+    with pytest.raises(UsageError, match=r"part of a checkpoint.*give the run, runs/digits"):
+        load_system("runs/digits/checkpoints/step-00000010/ema.safetensors", weights="ema", overrides=[])
+    monkeypatch.chdir(checkpoint)
+    with pytest.raises(UsageError, match=r"give the run, \.\./\.\.;"):
+        load_system("ema.safetensors", weights="ema", overrides=[])
+    assert "Converting" not in caplog.text
+
+
 def test_a_shared_run_that_changed_is_refused(tmp_path: Path, recipe: Recipe, monkeypatch) -> None:
     run = make_run(tmp_path / "run", recipe)
     monkeypatch.setattr("marcli.sampling.load.fetch_shared", lambda identifier: run)
@@ -158,13 +178,19 @@ def test_a_shared_run_that_changed_is_refused(tmp_path: Path, recipe: Recipe, mo
             load_system("hub:user/run", weights="ema", overrides=[])
         return str(error.value)
 
-    sha256 = sha256_file(run / "weights.safetensors")
-    (run / "manifest.json").write_text(json.dumps({"weights.safetensors": sha256}))
+    with pytest.raises(MarcliError, match=r"has no manifest\.json"):
+        load_system("hub:user/run", weights="ema", overrides=[])
+    names = ("recipe.yaml", "weights.safetensors", "tokenizer/tokenizer.json")
+    whole = {name: sha256_file(run / name) for name in names}
+    (run / "manifest.json").write_text(json.dumps(whole))
     assert load_system("hub:user/run", weights="ema", overrides=[]).name == "hub:user/run"
-    assert "weights.safetensors is not the file that was shared" in refused({"weights.safetensors": "0" * 64})
-    assert "lacks codebook" in refused({"codebook": sha256})
-    assert "outside of its folder" in refused({"../../etc/passwd": sha256})
-    assert "outside of its folder" in refused({"/etc/passwd": sha256})
+    for name in names:
+        assert f"does not name {name}" in refused({each: sha256 for each, sha256 in whole.items() if each != name})
+        assert f"{name} is not the file that was shared" in refused({**whole, name: "0" * 64})
+    sha256 = whole["weights.safetensors"]
+    assert "lacks codebook" in refused({**whole, "codebook": sha256})
+    assert "outside of its folder" in refused({**whole, "../../etc/passwd": sha256})
+    assert "outside of its folder" in refused({**whole, "/etc/passwd": sha256})
     assert "not a mapping" in refused("[1]") and "not a mapping" in refused("{")
 
 

@@ -1,0 +1,27 @@
+"""What a RUN may be called, and what to say of a name that is none, without torch: a dry run answers at once."""
+
+import os
+from pathlib import Path
+
+from marcli.pretrained.published import MODELS
+
+FOREIGN = (".pth", ".pt", ".ckpt", ".bin")
+
+
+def unknown(spec: str, path: Path) -> str:
+    """Return why `spec` names nothing, and what could have been meant."""
+    if path.is_file():
+        return f"{spec} is not a weights file: give a .safetensors, or a published {', '.join(FOREIGN)} file."
+    if (Path("runs") / spec).is_dir():
+        return f"There is no {spec}. Did you mean runs/{spec}?"
+    weights = sorted(Path("runs").glob("*/weights.safetensors"))
+    runs = [str(each.parent) for each in weights if each.with_name("recipe.yaml").is_file()]
+    known = ", ".join([*runs[:5], *MODELS])
+    return f"There is no run, weights file or published name {spec}. Known here: {known}; or hub:user/name."
+
+
+def run_of_checkpoint(path: Path) -> Path | None:
+    """Return the run in whose checkpoints a file lies; None for any other file."""
+    folder = path.absolute().parent
+    is_part = folder.parent.name == "checkpoints" and (folder / "state.json").is_file()
+    return Path(os.path.relpath(folder.parent.parent)) if is_part else None
