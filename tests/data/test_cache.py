@@ -225,7 +225,7 @@ def test_a_cache_found_by_name_must_be_of_the_recipes_images(processes, tmp_path
     Path("photos").rename("moved")
     assert open_source(recipe, verify=True).is_latents  # as on a machine that has the cache alone
     assert open_source(of("moved"), verify=True).is_latents
-    with pytest.raises(UsageError, match="data.path is 'gone'"):
+    with pytest.raises(UsageError, match=r"data\.path is 'gone'"):
         open_source(of("gone"), verify=True)
     Path("moved").rename("photos")
     Image.new("L", (8, 8), 30).save("photos/30.png")
