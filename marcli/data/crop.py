@@ -34,9 +34,11 @@ def decode_square(encoded: bytes | Path, *, image_size: int, channels: int) -> n
 
     Raises:
         BrokenImageError: not a picture, truncated, too large, or of a mode without a defined range
+        OSError, MemoryError: the machine failed, not the picture
     """
+    content = encoded if isinstance(encoded, bytes) else _content(encoded)
     try:
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+        with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
             if width * height > PIXEL_LIMIT:
                 raise BrokenImageError(f"{width}x{height} pixels is more than the limit of {PIXEL_LIMIT:,}")
@@ -44,14 +46,24 @@ def decode_square(encoded: bytes | Path, *, image_size: int, channels: int) -> n
             square = center_crop(convert(image, channels), image_size)
     except UnidentifiedImageError:
         raise BrokenImageError("not an image file that Pillow knows") from None
-    except FileNotFoundError:
-        raise BrokenImageError("the file does not exist") from None
     except Image.DecompressionBombError:
         raise BrokenImageError(f"more pixels than the limit of {PIXEL_LIMIT:,}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, MemoryError, OverflowError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have none
+            raise
         raise BrokenImageError(str(error) or type(error).__name__) from None
     array = np.asarray(square)
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def _content(file: Path) -> bytes:
+    """Return a file's bytes, so that what is wrong with a disk is not taken for what is wrong with a picture."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise BrokenImageError("the file does not exist") from None
+    except IsADirectoryError:
+        raise BrokenImageError("a folder, not a file") from None
 
 
 def picture_size(encoded: bytes | Path) -> tuple[int, int]:

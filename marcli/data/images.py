@@ -9,6 +9,7 @@ With `data.on_broken: fail` that stops with its name. With `skip` it is named on
 
 import hashlib
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +24,8 @@ from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
 
 logger = logging.getLogger("marcli.data")
+
+SECONDS_BEFORE_ANOTHER_TRY = (0.1, 1.0)
 
 
 class Pictures(Protocol):
@@ -65,12 +68,17 @@ class ImageSet:
         return self._pictures.name(int(index))
 
     def square(self, index: int) -> np.ndarray:
-        """Return picture `index` as uint8 [c, s, s]; raises BrokenImageError, or MarcliError with on_broken: fail."""
+        """Return picture `index` as uint8 [c, s, s].
+
+        Raises:
+            BrokenImageError: the picture is at fault, now and whenever it is read again
+            MarcliError: that with on_broken: fail, or a disk or memory that failed at every try
+        """
         index = int(index)
         if index in self._broken:
             raise BrokenImageError(self._broken[index])
         try:
-            return decode_square(self._pictures.encoded(index), image_size=self.image_size, channels=self.channels)
+            return self._decode(index)
         except BrokenImageError as error:
             name = self.name(index)
             if self._on_broken == "fail":
@@ -80,6 +88,21 @@ class ImageSet:
             self._broken[index] = str(error)
             logger.warning("skipped %s: %s", name, error)
             raise
+
+    def _decode(self, index: int) -> np.ndarray:
+        """Decode a picture; an error of disk or memory passes or ends the work, for it must not change the data."""
+        for seconds in (*SECONDS_BEFORE_ANOTHER_TRY, None):
+            try:
+                return decode_square(self._pictures.encoded(index), image_size=self.image_size, channels=self.channels)
+            except (OSError, MemoryError) as error:
+                if seconds is None:
+                    raise MarcliError(
+                        f"{self.name(index)} could not be read at any of {len(SECONDS_BEFORE_ANOTHER_TRY) + 1} tries "
+                        f"({getattr(error, 'strerror', None) or 'not enough memory'}): the picture itself may be "
+                        "sound. Check the disk, the network mount and the memory, then run the same command again"
+                    ) from error
+            time.sleep(seconds)
+        raise AssertionError("the last try returns or raises")
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "batch channels size size"]:
         """Return the pictures of `indices`, broken ones replaced as in `fetch`."""

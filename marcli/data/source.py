@@ -94,11 +94,11 @@ def cache_folder(recipe: Recipe) -> Path:
 def open_source(recipe: Recipe, *, verify: bool) -> ImageSource | LatentSource:
     """Return the recipe's latent cache where there is one, else its images.
 
-    A cache is used when `data.latents` names it, or when `cache/<recipe name>` is complete. `verify` reads the whole
-    cache once and checks it; one process per machine is enough.
+    A cache is used when `data.latents` names it, or when `cache/<recipe name>` is complete and of the recipe's images.
+    `verify` reads the whole cache once, lists the images and checks both; one process per machine is enough.
 
     Raises:
-        UsageError: the cache is of another tokenizer, crop, scale or set of classes than the recipe's
+        UsageError: the cache is of another tokenizer, crop, scale, set of classes or images than the recipe's
         MarcliError: the cache named is missing, unfinished or damaged
     """
     folder = cache_folder(recipe)
@@ -106,6 +106,8 @@ def open_source(recipe: Recipe, *, verify: bool) -> ImageSource | LatentSource:
         return ImageSource(open_images(recipe.data))
     cache = LatentCache(folder, verify=verify)
     check_fits(recipe, cache)
+    if verify and recipe.data.latents is None:
+        check_images(recipe, cache)
     return LatentSource(cache)
 
 
@@ -129,6 +131,25 @@ def check_fits(recipe: Recipe, cache: LatentCache) -> None:
         raise UsageError(
             f"the latent cache {cache.folder} has label {cache.labels.max()}, outside 0.."
             f"{recipe.data.num_classes - 1}: set data.num_classes={cache.labels.max() + 1}"
+        )
+
+
+def check_images(recipe: Recipe, cache: LatentCache) -> None:
+    """Raise UsageError when a cache that was found by name alone is of other images than those at `data.path`.
+
+    The listing is compared and nothing is decoded; images that are not on this machine are compared by their name.
+    """
+    data, cached = recipe.data, cache.manifest["data_path"]
+    if data.path == "digits" or Path(data.path).expanduser().exists():
+        same = open_images(data).fingerprint == cache.plan.images
+    else:
+        same = data.path == cached
+    if not same:
+        changed = "" if data.path != cached else ", whose files have changed since"
+        raise UsageError(
+            f"the latent cache {cache.folder} was made of the images in {cached!r}{changed}, and data.path is "
+            f"{data.path!r}: delete it and run marcli cache-latents RECIPE again, or set data.latents={cache.folder} "
+            "to train on it anyway"
         )
 
 

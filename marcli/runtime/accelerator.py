@@ -1,7 +1,8 @@
 """The one place that knows ranks and devices.
 
 Accelerate runs one copy of the program per device. Left alone it starts two unrelated copies when torchrun finds no
-GPU, and turns FSDP on a CPU into plain data parallelism; both are made errors here.
+GPU, and it shards or compiles the model where `accelerate launch` was told to, which checkpoints and the average of
+the weights know nothing of; both are made errors here.
 """
 
 import atexit
@@ -10,17 +11,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
 
 from marcli.errors import MarcliError, UsageError
-from marcli.runtime.launch import join_slurm_step
+from marcli.runtime.launch import follow_launcher, join_slurm_step
 from marcli.runtime.memory import keep_freed_memory
 
 Precision = Literal["auto", "bf16", "fp32"]
+
+# What one process does alone while the others wait: hash a cache of 42 GB, write a checkpoint of 15 GB, sample a grid.
+PATIENCE = timedelta(hours=2)
+PLAIN = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 log = logging.getLogger("marcli")
 
@@ -81,18 +88,22 @@ def count_gpus(gpus: str) -> int:
     return int(gpus)
 
 
-def start_processes(*, precision: Precision, gpus: str, gradient_accumulation: int = 1) -> Processes:
+def start_processes(*, precision: Precision, gpus: str) -> Processes:
     """Join the other processes, if a launcher started any, and return this one's place and device.
 
     `precision` "auto" is bf16 on CUDA devices that have it, else fp32. `gpus` is "auto", "0" for the CPU, or a number.
-    Raises UsageError for devices that are not there, MarcliError when the processes do not find each other.
+    Raises UsageError for devices that are not there and for sharded models, MarcliError when the processes do not find
+    each other.
     """
-    join_slurm_step()
+    follow_launcher()
+    by_srun = join_slurm_step()
+    for plugin in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in ("1", "true"):
+            raise _not_plain(plugin)
     world_size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     on_cpu = count_gpus(gpus) == 0
-    if on_cpu and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
-        raise UsageError("FSDP needs GPUs: on the CPU it would silently become plain data parallelism; turn it off")
-    if not on_cpu and local_rank >= visible_gpus():
+    one_each = by_srun and visible_gpus() == 1  # srun --gpus-per-task=1 shows every process its own GPU alone
+    if not on_cpu and local_rank >= visible_gpus() and not one_each:
         raise UsageError(
             f"process {local_rank} of this machine has no GPU, since there are {visible_gpus()}: "
             "start one process per GPU, or give --gpus 0 for the CPU"
@@ -104,13 +115,17 @@ def start_processes(*, precision: Precision, gpus: str, gradient_accumulation: i
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision="bf16" if resolve_precision(precision, on_cpu=on_cpu) == "bf16" else "no",
-        gradient_accumulation_steps=gradient_accumulation,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     if accelerator.num_processes != world_size:
         raise MarcliError(
             f"WORLD_SIZE is {world_size}, but {accelerator.num_processes} process(es) found each other: "
             "start with --gpus or --processes, or with torchrun"
         )
+    if accelerator.distributed_type not in PLAIN:
+        raise _not_plain(accelerator.distributed_type.value)
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise _not_plain(f"dynamo ({accelerator.state.dynamo_plugin.backend.value})")
     if on_cpu and precision == "bf16" and accelerator.is_main_process and not cpu_has_bf16():
         log.warning("this CPU has no instructions for bf16 and emulates it, which is slower than --precision fp32")
     if world_size > 1:
@@ -120,6 +135,13 @@ def start_processes(*, precision: Precision, gpus: str, gradient_accumulation: i
         world_size=accelerator.num_processes,
         device=accelerator.device,
         accelerator=accelerator,
+    )
+
+
+def _not_plain(what: str) -> UsageError:
+    return UsageError(
+        f"accelerate was told to use {what}, and every process must hold a whole, plain model: turn it off in "
+        "`accelerate config`, or start with --gpus instead of `accelerate launch`"
     )
 
 

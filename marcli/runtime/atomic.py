@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL = ".partial-"
@@ -20,7 +21,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        _set_mode(partial, mode)
         _flush(partial)
         os.replace(partial, path)
         _flush(path.parent)
@@ -38,9 +42,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         yield partial
         for entry in sorted(partial.rglob("*")):
+            if entry.is_file() and not entry.is_symlink():
+                _set_mode(entry, partial.stat().st_mode & 0o666)
             _flush(entry)
         _flush(partial)
-        old = path.with_name(f".{path.name}{REPLACED}{os.getpid()}")
+        old = path.with_name(f".{path.name}{REPLACED}{_writer()}")
         if path.exists():
             os.rename(path, old)
         os.rename(partial, path)
@@ -71,7 +77,19 @@ def sha256_file(path: Path) -> str:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.stem}{PARTIAL}{os.getpid()}{path.suffix}")
+    return path.with_name(f".{path.stem}{PARTIAL}{_writer()}{path.suffix}")
+
+
+def _writer() -> str:
+    """Tell writers apart; two containers on one disk may well have equal process ids."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _set_mode(file: Path, mode: int) -> None:
+    """Give a file the rights that the umask leaves; some writers (safetensors) leave it to its owner alone."""
+    if file.stat().st_mode & 0o777 != mode & 0o777:
+        with suppress(OSError):  # some network disks have no such rights
+            file.chmod(mode & 0o777)
 
 
 def _flush(path: Path) -> None:

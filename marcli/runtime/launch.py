@@ -5,11 +5,13 @@ torchrun lacks is added: USR1 is forwarded (it would leave orphans), workers get
 back as their own, where torchrun would report exit code 1 and a table.
 """
 
+import ctypes
 import json
 import logging
 import os
 import re
 import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import Any
 from marcli.errors import MarcliError, StoppedError, UsageError
 
 REPORTS = "MARCLI_REPORTS"
+LAUNCHER = "MARCLI_LAUNCHER"
+PR_SET_PDEATHSIG = 1
 STOPPED = 75
 SECONDS_TO_SAVE = 600
 
@@ -44,7 +48,7 @@ def launch(argv: Sequence[str], *, num_processes: int, module: str = "marcli") -
     options = ["--standalone", "--nnodes=1", f"--nproc-per-node={num_processes}"]
     options += [f"--shutdown-timeout={SECONDS_TO_SAVE}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT"]
     with tempfile.TemporaryDirectory(prefix="marcli-launch-") as folder:
-        os.environ[REPORTS] = folder
+        os.environ |= {REPORTS: folder, LAUNCHER: str(os.getpid())}
         try:
             arguments = parse_args([*options, "-m", module])
             arguments.training_script_args = list(argv)  # not parsed: --num would be taken for --numa-binding
@@ -56,7 +60,17 @@ def launch(argv: Sequence[str], *, num_processes: int, module: str = "marcli") -
             killed = dict.fromkeys(range(num_processes), -stopped.sigval)
             raise _worst(_read_reports(Path(folder)), num_processes, killed) from None
         finally:
-            del os.environ[REPORTS]
+            del os.environ[REPORTS], os.environ[LAUNCHER]
+
+
+def follow_launcher() -> None:
+    """Have this worker asked to stop when its launcher dies, be it by SIGKILL; only Linux can, elsewhere nothing."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None or "RANK" not in os.environ or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(launcher):  # it died before the call
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def report_exit(code: int, sentence: str) -> bool:
@@ -71,10 +85,10 @@ def report_exit(code: int, sentence: str) -> bool:
     return True
 
 
-def join_slurm_step() -> None:
-    """Translate srun's variables into the ones torch reads, unless a launcher has set these."""
+def join_slurm_step() -> bool:
+    """Translate srun's variables into the ones torch reads, unless a launcher has set these; return whether it did."""
     if "RANK" in os.environ or not is_worker():
-        return
+        return False
     hosts = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "localhost")
     os.environ.update(
         RANK=os.environ["SLURM_PROCID"],
@@ -83,6 +97,7 @@ def join_slurm_step() -> None:
         MASTER_ADDR=os.environ.get("MASTER_ADDR", first_host(hosts)),
         MASTER_PORT=os.environ.get("MASTER_PORT", str(20_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20_000)),
     )
+    return True
 
 
 def first_host(nodelist: str) -> str:

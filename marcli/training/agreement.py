@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from marcli.runtime.accelerator import Processes
+from marcli.runtime.accelerator import PATIENCE, Processes
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ class Agreement:
     def __init__(self, processes: Processes):
         self.processes = processes
         self.alone = processes.world_size == 1
-        self.hosts = None if self.alone else dist.new_group(backend="gloo")
+        self.hosts = None if self.alone else dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def any(self, flag: bool) -> bool:
         """Return whether `flag` is set in any process."""

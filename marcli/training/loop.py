@@ -63,7 +63,7 @@ def run_training(job: Job) -> int:
                 log.write(line)
                 facts = {"loss": "-" if line["loss"] is None else f"{line['loss']:.4f}"}
             progress.advance(**facts)
-            if sample_due:
+            if sample_due and processes.is_main:
                 write_previews(job, step=done)
             if save_due and processes.is_main:
                 save_checkpoint(job.run.checkpoints, job.trained, job.state(done, window), keep=train.keep_checkpoints)

@@ -17,13 +17,19 @@ COLUMNS = 10
 
 
 def write_previews(job: Job, *, step: int) -> None:
-    """Write samples/step-XXXXXXXX-raw.png and -ema.png; nothing of the training changes."""
+    """Write samples/step-XXXXXXXX-raw.png and -ema.png; nothing of the training changes.
+
+    For the main process alone: nothing here waits for the others.
+    """
     write_pictures(job, "raw", job.run.samples / f"step-{step:08d}-raw.png")
     write_pictures(job, "ema", job.run.samples / f"step-{step:08d}-ema.png")
 
 
 def write_final_grids(job: Job) -> None:
-    """Write samples/grid.png from the averaged weights and samples/grid-raw.png from the raw ones."""
+    """Write samples/grid.png from the averaged weights and samples/grid-raw.png from the raw ones.
+
+    For the main process alone, as `write_previews`.
+    """
     write_pictures(job, "ema", job.run.samples / "grid.png")
     write_pictures(job, "raw", job.run.samples / "grid-raw.png")
 

@@ -206,6 +206,33 @@ def test_a_cache_of_other_images_is_refused(make, whole, tmp_path) -> None:
         make(whole, *FLIPPED, f"data.path={tmp_path / 'other'}")
 
 
+def test_a_cache_found_by_name_must_be_of_the_recipes_images(processes, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, grey in (("photos", 10), ("other", 20)):
+        Path(folder).mkdir()
+        Image.new("L", (8, 8), grey).save(f"{folder}/{grey}.png")
+
+    def of(path: str, *overrides: str) -> Recipe:
+        return read_recipe(RECIPE, [f"data.path={path}", "tokenizer.scale=1", *overrides])
+
+    recipe = of("photos")
+    cache_latents(recipe, open_images(recipe.data), folder=Path("cache/digits"), processes=processes)
+    assert open_source(recipe, verify=True).is_latents
+    remedies = r"cache-latents RECIPE again, or set data\.latents=cache/digits"
+    with pytest.raises(UsageError, match=rf"'photos', and data.path is 'other': .*{remedies}"):
+        open_source(of("other"), verify=True)
+    assert open_source(of("other", "data.latents=cache/digits"), verify=True).is_latents
+    Path("photos").rename("moved")
+    assert open_source(recipe, verify=True).is_latents  # as on a machine that has the cache alone
+    assert open_source(of("moved"), verify=True).is_latents
+    with pytest.raises(UsageError, match=r"data\.path is 'gone'"):
+        open_source(of("gone"), verify=True)
+    Path("moved").rename("photos")
+    Image.new("L", (8, 8), 30).save("photos/30.png")
+    with pytest.raises(UsageError, match="whose files have changed since"):
+        open_source(recipe, verify=True)
+
+
 def test_a_label_outside_the_recipe_is_refused(whole) -> None:
     with pytest.raises(UsageError, match=r"label 9, outside 0..4: set data.num_classes=10"):
         open_source(recipe_for(whole, *FLIPPED, "data.num_classes=5"), verify=False)

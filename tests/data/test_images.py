@@ -1,5 +1,6 @@
 """Folders, parquet files and the digits as labelled squares, and everything that can be wrong with them."""
 
+import errno
 import logging
 from pathlib import Path
 
@@ -115,6 +116,25 @@ def test_batches_leave_broken_pictures_out(folder) -> None:
     assert [len(pixels) for pixels, _ in found] == [3, 3, 2]
     assert torch.cat([pixels for pixels, _ in found])[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 12, 20, 21, 22]
     assert torch.cat([labels for _, labels in found]).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_disk_that_fails_is_not_a_broken_picture(folder, monkeypatch, error) -> None:
+    """One bad moment passes; a disk that stays bad ends the work, and neither is remembered against the picture."""
+    monkeypatch.setattr("marcli.data.images.SECONDS_BEFORE_ANOTHER_TRY", (0.0, 0.0))
+    images, read, failures = open_images(data(folder)), Path.read_bytes, [error]
+
+    def failing(path: Path) -> bytes:
+        if failures:
+            raise failures.pop()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    assert images.fetch([4])[0][0, 0, 0, 0] == 11
+    failures += [error] * 3
+    with pytest.raises(MarcliError, match=r"dog/1.PNG could not be read at any of 3 tries \(.*(error|memory)\)"):
+        images.fetch([4])
+    assert images.fetch([4])[0][0, 0, 0, 0] == 11 and images.skipped == []
 
 
 def test_a_broken_picture_can_be_fatal(folder) -> None:

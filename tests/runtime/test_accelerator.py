@@ -68,10 +68,51 @@ def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         start_processes(precision="fp32", gpus="auto")
 
 
-def test_fsdp_on_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UsageError, match="FSDP needs GPUs"):
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DEEPSPEED"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "MEGATRON_LM"),
+        ("ACCELERATE_DYNAMO_BACKEND", "EAGER", r"dynamo \(EAGER\)"),
+    ],
+)
+def test_sharded_and_compiled_models_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, what: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"accelerate was told to use {what}"):
         start_processes(precision="fp32", gpus="0")
+
+
+def test_the_others_wait_longer_than_one_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {}
+
+    def note(**given: object) -> None:
+        settings.update(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(accelerator, "Accelerator", note)
+    with pytest.raises(KeyboardInterrupt):
+        start_processes(precision="fp32", gpus="0")
+    assert settings["kwargs_handlers"][0].timeout.total_seconds() == 2 * 3600
+
+
+def test_srun_may_show_every_process_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reached(**settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(accelerator, "visible_gpus", lambda: 1)
+    monkeypatch.setattr(accelerator, "Accelerator", reached)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in (("STEP_NUM_TASKS", "2"), ("PROCID", "1"), ("LOCALID", "1"), ("STEP_NODELIST", "localhost")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(KeyboardInterrupt):
+        start_processes(precision="fp32", gpus="auto")
+    with pytest.raises(UsageError, match="process 1 of this machine has no GPU"):  # as under torchrun: RANK is set
+        start_processes(precision="fp32", gpus="auto")
 
 
 def test_world_size_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,30 @@ def test_folder_is_replaced_only_when_complete(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [target.name]
 
 
+def test_equal_process_ids_in_two_containers_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    target = tmp_path / "grid.png"
+    with atomic_file(target) as first, atomic_file(target) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert target.read_text() == "first"
+    with atomic_folder(tmp_path / "step") as first, atomic_folder(tmp_path / "step") as second:
+        assert first != second
+
+
+def test_rights_are_those_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_file(tmp_path / "weights") as partial:
+            partial.touch()
+            partial.chmod(0o600)
+        with atomic_folder(tmp_path / "step") as folder:
+            (folder / "model").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("weights", "step/model")] == [0o640, 0o640]
+
+
 def test_leftovers_of_a_killed_writer(tmp_path: Path) -> None:
     (tmp_path / ".lost.partial-old-7").mkdir()
     (tmp_path / ".lost.partial-old-7" / "all").write_text("the only copy")

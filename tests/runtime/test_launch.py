@@ -14,8 +14,9 @@ from marcli.runtime.launch import first_host, is_worker, join_slurm_step
 WORKER = """
 import os, sys, time
 from pathlib import Path
-from marcli.runtime.launch import report_exit
+from marcli.runtime.launch import follow_launcher, report_exit
 from marcli.runtime.stop import StopRequest
+follow_launcher()
 codes, folder, rank = sys.argv[1].split(","), Path(sys.argv[2]), os.environ["RANK"]
 code = codes[int(rank)]
 if code == "stop":
@@ -23,6 +24,7 @@ if code == "stop":
         (folder / f"pid-{rank}").write_text(str(os.getpid()))
         while not stop.requested:
             time.sleep(0.05)
+    (folder / f"stopped-{rank}").touch()
     report_exit(75, f"stopped by {stop.signal_name}")
     sys.exit(75)
 if code == "-9":
@@ -83,6 +85,22 @@ def test_signals_reach_all_workers_and_none_is_orphaned(tmp_path: Path) -> None:
         assert parent.wait(timeout=60) == 0 and parent.stderr.read() == ""
     finally:
         parent.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+def test_workers_save_and_stop_when_the_launcher_is_killed(tmp_path: Path) -> None:
+    parent = start(tmp_path, "stop,stop")
+    pids = [tmp_path / "pid-0", tmp_path / "pid-1"]
+    try:
+        while not all(path.is_file() and path.read_text() for path in pids):
+            assert parent.poll() is None
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+    end = time.monotonic() + 60
+    while not all((tmp_path / f"stopped-{rank}").exists() for rank in (0, 1)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_srun_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

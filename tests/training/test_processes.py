@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from marcli.errors import MarcliError, StoppedError
 from marcli.runtime.accelerator import start_processes
 from marcli.runtime.rundir import RunDir
+from marcli.training import loop
 from marcli.training.loop import run_training
 from marcli.training.setup import prepare
 
@@ -136,6 +137,16 @@ def test_a_bad_loss_in_one_process_stops_all_at_the_same_step(quiet, tmp_path):
     assert all(how == "MarcliError" and "the loss of step 5 is nan" in text for how, text in ends)
     assert sorted(entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000003"]
     assert json.loads((tmp_path / "run" / "nonfinite.jsonl").read_text())["step"] == 5
+
+
+def note_previews(job, rank):
+    loop.write_previews = lambda job, step: (job.run.path / f"previews-{step}-by-{rank}").touch()
+
+
+def test_only_the_main_process_writes_previews(recipe, tmp_path):
+    ends = train_in(2, recipe(sample_every=6), tmp_path, note_previews)
+    assert ends == [("done", 12)] * 2
+    assert [path.name for path in tmp_path.glob("previews-*")] == ["previews-6-by-0"]
 
 
 def test_unequal_shares_are_refused(recipe, tmp_path):
