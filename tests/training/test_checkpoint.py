@@ -1,7 +1,9 @@
 """A checkpoint is complete or it is not used."""
 
+import errno
 import multiprocessing
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,6 +86,22 @@ def test_nothing_sound_left_is_an_error_and_nothing_at_all_is_not(folder, tmp_pa
         newest_checkpoint(folder, lambda line: None)
     assert checkpoint_steps(folder) == [2, 3]
     assert newest_checkpoint(tmp_path_factory.mktemp("new"), pytest.fail) is None
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_set_aside(folder, monkeypatch, name):
+    path_open = Path.open
+
+    def failing(path, *arguments, **settings):
+        if path.name == name:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return path_open(path, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "open", failing)
+    monkeypatch.setattr(Path, "read_text", lambda path: failing(path).read())
+    with pytest.raises(MarcliError, match=rf"{name} cannot be read now \(Input/output error\)"):
+        newest_checkpoint(folder, pytest.fail)
+    assert checkpoint_steps(folder) == [2, 3]
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(folder, monkeypatch):
