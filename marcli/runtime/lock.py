@@ -4,8 +4,10 @@ The kernel's `flock` decides, so a process killed in any way leaves nothing to c
 file is for the reader, and for other hosts, where a file system may not pass `flock` on.
 """
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
@@ -15,6 +17,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from marcli.errors import MarcliError
+
+NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+log = logging.getLogger("marcli")
 
 
 @contextmanager
@@ -26,6 +32,10 @@ def exclusive(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _held(path, _read_owner(file)) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS_HERE:
+                raise
+            log.warning("%s: this disk has no file locks (%s); start one command at a time here", path, error.strerror)
         owner = _read_owner(file)
         if not _may_take_over(owner):
             raise _held(path, owner)

@@ -1,5 +1,7 @@
 """One writer per run, and a status that survives launchers."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -90,3 +92,16 @@ def test_status_and_newest_run(tmp_path: Path) -> None:
     assert newest_run(tmp_path).path.name == "new"
     status = run.read_status()
     assert (status["state"], status["step"], status["pid"]) == ("stopped", 3, os.getpid())
+
+
+def test_a_disk_without_locks_is_said_and_the_owner_is_still_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    run = RunDir(tmp_path)
+    with run.lock():
+        assert json.loads(run.lock_path.read_text())["pid"] == os.getpid()
+    assert ["no file locks (No locks available)" in line for line in caplog.messages] == [True]
