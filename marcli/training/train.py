@@ -36,7 +36,7 @@ def train(recipe: Recipe, run: RunDir, processes: Processes, *, announce: Callab
         MarcliError: the folder is in use, the loss is not finite, the disk is full or every checkpoint is damaged
     """
     with run.lock() if processes.is_main else contextlib.nullcontext():
-        already = run.read_status() if processes.is_main else None
+        already, started = run.read_status() if processes.is_main else None, False
         try:
             job = prepare(recipe, run, processes, announce)
             if job.first_step == job.total and finished(run, already, job):
@@ -45,11 +45,12 @@ def train(recipe: Recipe, run: RunDir, processes: Processes, *, announce: Callab
             warn_of_slow_average(recipe.train.ema_decay, job.total, announce)
             if processes.is_main:
                 run.write_status("running", step=job.first_step, steps=job.total)
+            started = True
             start_trackers(processes.accelerator, recipe.train.trackers, run.path / "trackers", run_name=recipe.name)
             run_training(job)
             finish(job)
         except BaseException as error:
-            if processes.is_main and run.path.is_dir():
+            if processes.is_main and started:  # a call that was refused says nothing of the run that is there
                 with contextlib.suppress(OSError):  # a full disk must not hide the error it caused
                     run.write_status("stopped" if isinstance(error, StoppedError) else "failed", message=str(error))
             raise
