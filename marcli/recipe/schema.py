@@ -195,8 +195,3 @@ def check_training(recipe: Recipe) -> None:
         raise ValueError("give exactly one of train.steps and train.epochs")
     if train.warmup_steps is not None and train.warmup_epochs is not None:
         raise ValueError("give at most one of train.warmup_steps and train.warmup_epochs")
-    micro = train.micro_batch_size
-    if micro is not None and micro < train.batch_size and train.batch_size % micro:
-        raise ValueError(
-            f"train.micro_batch_size {train.micro_batch_size} does not divide train.batch_size {train.batch_size}"
-        )

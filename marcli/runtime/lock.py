@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from marcli.errors import MarcliError
 
-WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 log = logging.getLogger("marcli")
 
@@ -33,9 +33,9 @@ def exclusive(path: Path) -> Iterator[None]:
         except BlockingIOError:
             raise _held(path, _read_owner(file)) from None
         except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
+            if error.errno not in NO_LOCKS_HERE:
                 raise
-            log.warning(f"{path.parent} lies on a file system without locks: start nothing else there meanwhile")
+            log.warning("%s: this disk has no file locks (%s); start one command at a time here", path, error.strerror)
         owner = _read_owner(file)
         if not _may_take_over(owner):
             raise _held(path, owner)

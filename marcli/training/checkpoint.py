@@ -84,18 +84,24 @@ def remove_checkpoint(path: Path) -> None:
 def damage(path: Path) -> str | None:
     """Return what is wrong with the checkpoint at `path`, or None when every file is what was written.
 
-    Raises OSError where the storage fails, for then nothing is known of the files.
+    Raises MarcliError when a file cannot be read now: that says nothing of what was written.
     """
+    name = MANIFEST
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         expected = {name: manifest[name] for name in FILES}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return f"{MANIFEST} is missing or unreadable"
-    for name, digest in expected.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if sha256_file(path / name) != digest:
-            return f"{name} is not what was written (its sha256 differs)"
+        for name, digest in expected.items():
+            if sha256_file(path / name) != digest:
+                return f"{name} is not what was written (its sha256 differs)"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        raise MarcliError(
+            f"{path / name} cannot be read now ({error.strerror}), which need not mean that it is damaged: "
+            "check the disk and its rights, then run the same command again"
+        ) from error
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is not what was written"
     return None
 
 

@@ -12,7 +12,7 @@ from marcli.data.latents import TOKENIZER
 from marcli.data.source import Source, open_source
 from marcli.errors import UsageError
 from marcli.model.build import build_model
-from marcli.recipe.reader import read_recipe, write_recipe
+from marcli.recipe.reader import read_recipe, recipe_text
 from marcli.recipe.schema import Recipe
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.atomic import atomic_file, atomic_folder
@@ -91,9 +91,7 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
         if run.recipe_path.exists() and not has_trained(run) and read_recipe(run.recipe_path, []) != recipe:
             shutil.rmtree(run.tokenizer_path, ignore_errors=True)  # left by an attempt that failed early
         run.path.mkdir(parents=True, exist_ok=True)
-        if not run.recipe_path.exists() or read_recipe(run.recipe_path, []) != recipe:
-            with atomic_file(run.recipe_path) as aside:
-                write_recipe(recipe, aside)
+        keep_recipe(recipe, run.recipe_path)
     source = open_source(recipe, verify=processes.accelerator.is_local_main_process)
     tokenizer = settle_tokenizer(recipe, run, source, processes)
     announce(describe_source(source, tokenizer))
@@ -135,6 +133,14 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
         first_step=state["step"],
         open_window=state["window"],
     )
+
+
+def keep_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe, completely or not at all, where it is not there already."""
+    text = recipe_text(recipe)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        with atomic_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def check_shares(recipe: Recipe, world_size: int) -> None:

@@ -1,8 +1,8 @@
 """One writer per run, and a status that survives launchers."""
 
 import errno
+import fcntl
 import json
-import logging
 import os
 import signal
 import socket
@@ -94,14 +94,14 @@ def test_status_and_newest_run(tmp_path: Path) -> None:
     assert (status["state"], status["step"], status["pid"]) == ("stopped", 3, os.getpid())
 
 
-def test_a_file_system_without_locks_is_said_and_used(
+def test_a_disk_without_locks_is_said_and_the_owner_is_still_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(file: object, operation: int) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("fcntl.flock", refuse)
-    with caplog.at_level(logging.WARNING, logger="marcli"), RunDir(tmp_path).lock():
-        assert [record.message for record in caplog.records] == [
-            f"{tmp_path} lies on a file system without locks: start nothing else there meanwhile"
-        ]
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    run = RunDir(tmp_path)
+    with run.lock():
+        assert json.loads(run.lock_path.read_text())["pid"] == os.getpid()
+    assert ["no file locks (No locks available)" in line for line in caplog.messages] == [True]

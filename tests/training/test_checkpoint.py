@@ -88,6 +88,22 @@ def test_nothing_sound_left_is_an_error_and_nothing_at_all_is_not(folder, tmp_pa
     assert newest_checkpoint(tmp_path_factory.mktemp("new"), pytest.fail) is None
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_set_aside(folder, monkeypatch, name):
+    path_open = Path.open
+
+    def failing(path, *arguments, **settings):
+        if path.name == name:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return path_open(path, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "open", failing)
+    monkeypatch.setattr(Path, "read_text", lambda path: failing(path).read())
+    with pytest.raises(MarcliError, match=rf"{name} cannot be read now \(Input/output error\)"):
+        newest_checkpoint(folder, pytest.fail)
+    assert checkpoint_steps(folder) == [2, 3]
+
+
 def test_a_full_disk_leaves_the_old_checkpoint(folder, monkeypatch):
     from marcli.training import checkpoint
 
@@ -136,14 +152,3 @@ def test_the_checkpoint_of_another_model_is_refused_before_anything_is_set(folde
     with pytest.raises(MarcliError, match=r"tensors of the checkpoint .* do not fit the model; .* of another shape"):
         load_checkpoint(newest_checkpoint(folder, print), other)
     assert all(torch.equal(value, before[name]) for name, value in other.model.state_dict().items())
-
-
-def test_storage_that_fails_is_no_damage(folder, monkeypatch):
-    def fail(path, *arguments, **options):
-        raise OSError(errno.EIO, "Input/output error", str(path))
-
-    monkeypatch.setattr(Path, "read_text", fail)
-    with pytest.raises(OSError, match="Input/output error"):
-        newest_checkpoint(folder, print)
-    monkeypatch.undo()
-    assert checkpoint_steps(folder) == [2, 3]

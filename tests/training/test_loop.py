@@ -72,7 +72,7 @@ def test_every_system_trains_and_resumes(recipe, train, tmp_path, kind):
 def test_micro_batches_and_activation_checkpointing_change_nothing(recipe, train, tmp_path):
     settings = dict(steps=4, model__backbone__dropout=0.0, checkpoint_every=4)
     plain = tensors(train(recipe(**settings), tmp_path / "plain"))
-    other = recipe(**settings, micro_batch_size=2, activation_checkpointing=True)
+    other = recipe(**settings, micro_batch_size=3, activation_checkpointing=True)  # 3, 3 and 2
     for name, value in tensors(train(other, tmp_path / "other")).items():
         torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=2e-6, msg=name)
 

@@ -152,3 +152,10 @@ def test_only_the_main_process_writes_previews(recipe, tmp_path):
 def test_unequal_shares_are_refused(recipe, tmp_path):
     with pytest.raises(AssertionError, match="cannot be shared by 3 processes"):
         train_in(3, recipe(), tmp_path / "run")
+
+
+def test_uneven_micro_batches_in_several_processes_change_nothing(quiet, straight, tmp_path):
+    """Two processes with four images each, as three and one."""
+    uneven = quiet.model_copy(update={"train": quiet.train.model_copy(update={"micro_batch_size": 3})})
+    train_in(2, uneven, tmp_path / "uneven")
+    assert losses(tmp_path / "uneven") == pytest.approx(straight, rel=1e-4)

@@ -47,6 +47,17 @@ def test_a_run_leaves_weights_tokenizer_recipe_metrics_and_grids(recipe, process
     assert run.read_status()["state"] == "done", "a refused command says nothing of the run"
 
 
+def test_a_refused_command_leaves_the_status_of_the_run(recipe, processes, said, tmp_path):
+    run = RunDir(tmp_path / "run")
+    train(recipe(steps=2, sample__num=1), run, processes, announce=said.append)
+    before, inode = run.read_status(), run.recipe_path.stat().st_ino
+    with pytest.raises(MarcliError, match=r"train\.lr was"):
+        train(recipe(steps=2, sample__num=1, lr=0.5), run, processes, announce=said.append)
+    assert run.read_status() == before
+    train(recipe(steps=2, sample__num=1), run, processes, announce=said.append)
+    assert run.recipe_path.stat().st_ino == inode  # an unchanged recipe is not written again
+
+
 def test_previews_leave_training_alone_and_show_the_weights_asked_for(recipe, train, tmp_path):
     job = train(recipe(), tmp_path)
     before = {name: value.clone() for name, value in job.model.state_dict().items()}
