@@ -15,13 +15,7 @@ from pathlib import Path
 
 import torch
 
-
-def synchronise(device: torch.device) -> None:
-    """Wait until `device` has done everything asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+from marcli.runtime.accelerator import synchronise
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from marcli.bench.clock import synchronise
 from marcli.errors import MarcliError
 from marcli.metrics.features import Extractor
 from marcli.metrics.frechet import frechet_distance
 from marcli.metrics.statistics import gaussian_from_features
+from marcli.runtime.accelerator import synchronise
 from marcli.tokenizer.base import Tokenizer
 
 PIXEL_FEATURES_SIDE = 16  # pixel features of larger pictures are those of their averages over so many squares a side

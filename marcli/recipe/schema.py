@@ -159,6 +159,11 @@ def check_sampling(recipe: Recipe) -> None:
             f"sample.kv_cache needs model.backbone.kind 'causal': in a {backbone.kind!r} one every new token "
             "changes all keys and values"
         )
+    if sample.diffusion_steps == 1 and sample.approximate.solver != "dpm++2m":
+        raise ValueError(
+            "sample.diffusion_steps is 1, and a single step would start and end at the cleanest timestep: at least 2 "
+            "(one step from the noisiest needs sample.approximate.solver 'dpm++2m')"
+        )
     if sample.cfg > 1 and recipe.train.label_drop == 0:
         raise ValueError("sample.cfg above 1 needs a model trained with train.label_drop above 0 (the paper: 0.1)")
 
@@ -180,6 +185,14 @@ def check_approximations(recipe: Recipe) -> None:
             raise ValueError(f"{key} needs model.backbone.kind 'masked', not {backbone.kind!r}: leave it out")
         if name == "feature_refresh" and backbone.decoder_depth < 2:
             raise ValueError(f"{key} needs model.backbone.decoder_depth of at least 2: leave it out")
+    last = switches.final_diffusion_steps
+    if last is not None and last > recipe.sample.diffusion_steps:
+        raise ValueError(
+            f"sample.approximate.final_diffusion_steps is {last}, and diffusion steps fall to it from "
+            f"sample.diffusion_steps, which is {recipe.sample.diffusion_steps}: lower the one or raise the other"
+        )
+    if last == 1 and switches.solver != "dpm++2m":
+        raise ValueError("sample.approximate.final_diffusion_steps is 1: at least 2, or take solver 'dpm++2m'")
     if switches.order == "checkerboard" and recipe.order != "random":
         raise ValueError(
             f"sample.approximate.order 'checkerboard' needs model.order 'random', not {recipe.order!r}: leave it out"

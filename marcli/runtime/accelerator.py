@@ -145,6 +145,14 @@ def _not_plain(what: str) -> UsageError:
     )
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until `device` has done everything asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def _leave_group() -> None:
     """End gloo's threads before the interpreter goes; otherwise they abort it now and then (SIGABRT)."""
     if torch.distributed.is_initialized():

@@ -51,7 +51,7 @@ def test_switches_that_leave_nothing_out_change_nothing(switches):
     of = masked(**switches)
     whole = model(of)
     exact = recipe("masked", "random", "diffusion", cfg=3.0, diffusion_steps=12)
-    planned = plan(schedule_of(of), head_sampling(of), of.sample.approximate)
+    planned = plan(schedule_of(of), head_sampling(of), of.sample.approximate, guided=of.sample.cfg > 1)
     assert all(now.refresh or not now.guided for now in planned)
     if all(now.guided for now in planned):
         assert torch.equal(latents(PlainEngine(whole, of)), latents(PlainEngine(whole, exact)))
@@ -59,10 +59,10 @@ def test_switches_that_leave_nothing_out_change_nothing(switches):
 
 def test_features_are_refreshed_at_first_when_due_and_when_a_difference_is_taken():
     of = masked(feature_refresh=3)
-    planned = plan(schedule_of(of), head_sampling(of), of.sample.approximate)
+    planned = plan(schedule_of(of), head_sampling(of), of.sample.approximate, guided=of.sample.cfg > 1)
     assert [now.share is None for now in planned] == [True, False, False, True, False, False]
     of = masked(feature_refresh=5, guidance_refresh=2)
-    planned = plan(schedule_of(of), head_sampling(of), of.sample.approximate)
+    planned = plan(schedule_of(of), head_sampling(of), of.sample.approximate, guided=of.sample.cfg > 1)
     assert [now.share is None for now in planned] == [now.refresh for now in planned] == [True, False] * 3
 
 
@@ -82,7 +82,7 @@ def test_transformer_runs_both_halves_only_where_planned():
 
 def test_guidance_starts_where_it_is_strong_enough():
     of = masked(guidance_from=1.6)
-    planned = plan(schedule_of(of), head_sampling(of), of.sample.approximate)
+    planned = plan(schedule_of(of), head_sampling(of), of.sample.approximate, guided=of.sample.cfg > 1)
     assert [now.guided for now in planned] == [now.step.guidance >= 1.6 for now in planned]
     assert not planned[0].guided and planned[-1].guided
 
@@ -142,8 +142,8 @@ def test_presets_fit_the_shipped_recipes_and_say_what_they_do(name):
         assert of.sample.approximate.preset == name and switched_on(of.sample.approximate)
         (line,) = approximation_lines(of.sample.approximate)
         assert line.startswith(f"approximate: preset {name}: ")
-    given = read_recipe(shipped_recipe("digits"), [*preset_overrides(name), "sample.diffusion_steps=7"])
-    assert given.sample.diffusion_steps == 7
+    given = read_recipe(shipped_recipe("digits"), [*preset_overrides(name), "sample.diffusion_steps=17"])
+    assert given.sample.diffusion_steps == 17
 
 
 def test_exact_is_the_default_and_says_nothing():

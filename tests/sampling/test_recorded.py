@@ -1,8 +1,10 @@
 """Recordings, with a stand-in for CUDA graphs that runs the recorded function again on the recorded inputs."""
 
+import gc
 import logging
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,22 @@ def test_a_result_survives_the_next_replay():
     first = recorded([torch.tensor([1.0])], 2)
     second = recorded([torch.tensor([5.0])], 2)
     assert first.item() == 2 and second.item() == 10 and recorded([torch.tensor([5.0])], 3).item() == 15
+    third = recorded([torch.tensor([7.0])], 2)
+    assert second.item() == 10 and third.item() == 14, "two replays of one recording"
+
+
+def test_an_engine_and_its_recordings_leave_with_their_last_user():
+    of = recipe("masked", "random", "diffusion", cfg=3.0)
+    engine = recorded_engine(model(of), of, Again())
+    latents(engine)
+    blocks = weakref.ref(engine.blocks)
+    gc.collect()
+    gc.disable()
+    try:
+        del engine
+        assert blocks() is None
+    finally:
+        gc.enable()
 
 
 def test_after_a_failure_the_function_itself_runs_and_one_line_says_why(caplog):

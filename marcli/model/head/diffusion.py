@@ -45,6 +45,8 @@ class DiffusionHead(Head):
     ) -> Float[Tensor, "tokens draws dim"]:
         """Starting noise, then one draw per reverse step, for every token."""
         steps = len(process_for(settings.solver, self.process, settings.diffusion_steps, settings.max_timestep))
+        if settings.solver == "dpm++2m":
+            steps = settings.diffusion_steps  # whose distinct timesteps may be more where fewer are asked for
         return torch.randn(num_tokens, steps + 1, self.token_dim, generator=generator)
 
     def sample(

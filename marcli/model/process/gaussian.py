@@ -6,7 +6,7 @@ returns a new one over fewer timesteps, which remembers the original time of eac
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -103,7 +103,7 @@ def full_process(schedule: str) -> GaussianProcess:
     return GaussianProcess(betas, list(range(NUM_TIMESTEPS)))
 
 
-@lru_cache(maxsize=64)
+@cache  # others keep tables by the process that it returns
 def respace(process: GaussianProcess, num_steps: int, max_timestep: int) -> GaussianProcess:
     """The process seen only at `num_steps` evenly spaced timesteps, none above `max_timestep`."""
     stride = (len(process) - 1) / max(1, num_steps - 1)

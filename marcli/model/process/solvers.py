@@ -7,7 +7,7 @@ with evenly spaced ones its last steps extrapolate far beyond what they know.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -92,7 +92,7 @@ def half_log_snr(process: GaussianProcess) -> Float[Tensor, " steps"]:
     return (process.tables["x_from_x0"] / process.tables["x_from_noise"]).log()
 
 
-@lru_cache(maxsize=64)
+@cache  # others keep tables by the process that it returns
 def process_for(solver: str, process: GaussianProcess, num_steps: int, max_timestep: int) -> GaussianProcess:
     """The process at the timesteps that a solver visits, at most `num_steps`: evenly spaced in time, or in half
     log-SNR for the second order."""
@@ -104,7 +104,7 @@ def process_for(solver: str, process: GaussianProcess, num_steps: int, max_times
     return keep(process, set(nearest.tolist()))
 
 
-@lru_cache(maxsize=256)
+@cache
 def solver_steps(name: str, process: GaussianProcess) -> list[ReverseStep] | list[OdeStep]:
     """Constants of the steps of the solver called 'ancestral', 'ddim' or 'dpm++2m', the noisiest first."""
     if name == "ancestral":

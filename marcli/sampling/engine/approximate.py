@@ -38,14 +38,16 @@ class PlannedStep:
     share: float | None  # of the tokens that the deeper layers of the conditional transformer compute; None: all
 
 
-def plan(schedule: Sequence[RevealStep], settings: HeadSampling, switches: Approximate) -> list[PlannedStep]:
-    """Decide every AR step before the first."""
+def plan(
+    schedule: Sequence[RevealStep], settings: HeadSampling, switches: Approximate, *, guided: bool
+) -> list[PlannedStep]:
+    """Decide every AR step before the first; `guided` is whether there is guidance at all."""
     planned: list[PlannedStep] = []
     since_refresh = since_whole = None
     for step in schedule:
-        guided = switches.guidance_from is None or step.guidance >= switches.guidance_from
-        refresh = guided and (since_refresh is None or since_refresh + 1 >= (switches.guidance_refresh or 1))
-        if guided:
+        is_guided = guided and (switches.guidance_from is None or step.guidance >= switches.guidance_from)
+        refresh = is_guided and (since_refresh is None or since_refresh + 1 >= (switches.guidance_refresh or 1))
+        if is_guided:
             since_refresh = 0 if refresh else since_refresh + 1
         steps = annealed_steps(step.index, len(schedule), settings.diffusion_steps, switches.final_diffusion_steps)
         # A difference that is reused must be known for every hidden token, so all are computed when it is taken.
@@ -53,7 +55,7 @@ def plan(schedule: Sequence[RevealStep], settings: HeadSampling, switches: Appro
         whole = whole or step.index < WHOLE_AT_FIRST * len(schedule) or (refresh and bool(switches.guidance_refresh))
         since_whole = 0 if whole else since_whole + 1
         share = None if whole else share_at(step.index, len(schedule))
-        planned.append(PlannedStep(step, replace(settings, diffusion_steps=steps), guided, refresh, share))
+        planned.append(PlannedStep(step, replace(settings, diffusion_steps=steps), is_guided, refresh, share))
     return planned
 
 

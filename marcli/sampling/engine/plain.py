@@ -35,7 +35,9 @@ class PlainEngine:
         self.settings = head_sampling(recipe)
         self.schedule = schedule_of(recipe)
         self.switches = recipe.sample.approximate
-        self.planned = plan(self.schedule, self.settings, self.switches) if switched_on(self.switches) else None
+        self.planned = None
+        if switched_on(self.switches):
+            self.planned = plan(self.schedule, self.settings, self.switches, guided=recipe.sample.cfg > 1)
 
     def under(self, recipe: Recipe) -> "PlainEngine":
         """The same modules under the sampling settings of another recipe of this model."""

@@ -9,6 +9,7 @@ Where recording fails or memory runs short, the function itself is called, and o
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -95,7 +96,7 @@ class Recorded:
             return
         inputs = [tensor.clone() for tensor in tensors]
         try:
-            replay, result = self.capture(lambda: self.function(inputs, setting))
+            replay, result = self.capture(partial(self.function, inputs, setting))
         except (RuntimeError, MemoryError) as error:
             self.gave_up = True
             log.warning(f"sampling goes on without further CUDA graphs: {str(error).splitlines()[0]}")
@@ -109,7 +110,7 @@ class RecordedHead(Head):
     def __init__(self, head: FastDiffusionHead, capture: Capture, *, at_once: bool) -> None:
         super().__init__()
         self.head = head
-        self.recorded = Recorded(self.run, capture, at_once=at_once)
+        self.recorded = Recorded(partial(run_head, head), capture, at_once=at_once)
 
     def noise(
         self, generator: Generator, num_tokens: int, num_steps: int, settings: HeadSampling
@@ -129,10 +130,11 @@ class RecordedHead(Head):
         scale = torch.full((), guidance, device=z.device)
         return self.recorded([z, scale, noise] + ([] if z_null is None else [z_null]), settings)
 
-    def run(self, tensors: Sequence[Tensor], settings: HeadSampling) -> Tensor:
-        """What is recorded."""
-        z, scale, noise, *null = tensors
-        return self.head.sample(z, null[0] if null else None, scale, noise, settings)
+
+def run_head(head: FastDiffusionHead, tensors: Sequence[Tensor], settings: HeadSampling) -> Tensor:
+    """What is recorded of a head. No method: an engine and its recordings shall leave the GPU with their last user."""
+    z, scale, noise, *null = tensors
+    return head.sample(z, null[0] if null else None, scale, noise, settings)
 
 
 class RecordedBackbone(nn.Module):
@@ -141,8 +143,8 @@ class RecordedBackbone(nn.Module):
     def __init__(self, backbone: FastMaskedBackbone | FastCausalBackbone, capture: Capture, *, at_once: bool) -> None:
         super().__init__()
         self.backbone = backbone
-        self.recorded = Recorded(self.run, capture, at_once=at_once)
         self.caches: dict[Hashable, list[KeyValueCache]] = {}
+        self.recorded = Recorded(partial(run_backbone, backbone, self.caches), capture, at_once=at_once)
 
     def new_cache(self, batch_size: int, like: Tensor) -> list[KeyValueCache]:
         """A causal backbone's cache; the same for all batches of a size, for recordings use it in place."""
@@ -163,14 +165,20 @@ class RecordedBackbone(nn.Module):
         """As the backbone's; a cache holds all known tokens but the last."""
         return self.recorded([known, order, condition], (num_wanted, cache is not None))
 
-    def run(self, tensors: Sequence[Tensor], setting: tuple[int, bool]) -> Tensor:
-        """What is recorded; it can run twice, for the length of a cache follows from the known tokens."""
-        known, order, condition = tensors
-        num_wanted, cached = setting
-        cache = self.caches[len(known), condition.dtype] if cached else None
-        for layer in cache or []:
-            layer.length = known.shape[1]
-        return self.backbone.predict(known, order, condition, num_wanted=num_wanted, cache=cache)
+
+def run_backbone(
+    backbone: FastMaskedBackbone | FastCausalBackbone,
+    caches: dict[Hashable, list[KeyValueCache]],
+    tensors: Sequence[Tensor],
+    setting: tuple[int, bool],
+) -> Tensor:
+    """What is recorded of a backbone; it can run twice, for the length of a cache follows from the known tokens."""
+    known, order, condition = tensors
+    num_wanted, cached = setting
+    cache = caches[len(known), condition.dtype] if cached else None
+    for layer in cache or []:
+        layer.length = known.shape[1]
+    return backbone.predict(known, order, condition, num_wanted=num_wanted, cache=cache)
 
 
 class RecordedDiT(DiT):
@@ -179,7 +187,7 @@ class RecordedDiT(DiT):
     def __init__(self, model: DiT, capture: Capture, *, at_once: bool) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(model.__dict__)
-        self.recorded = Recorded(self.run, capture, at_once=at_once)
+        self.recorded = Recorded(lambda tensors, setting: model.denoise(*tensors), capture, at_once=at_once)
 
     def denoise(
         self,
@@ -189,7 +197,3 @@ class RecordedDiT(DiT):
     ) -> Float[Tensor, "batch places two_channels"]:
         """As the DiT's."""
         return self.recorded([x, t, labels], None)
-
-    def run(self, tensors: Sequence[Tensor], setting: None) -> Tensor:
-        """What is recorded."""
-        return super().denoise(*tensors)
