@@ -1,6 +1,7 @@
 """Every shipped recipe parses, is built without memory, and a shrunken copy of it learns."""
 
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,65 @@ def test_resolved_recipe_reads_back(tmp_path: Path) -> None:
         again = tmp_path / "again.yaml"
         again.write_text(recipe_text(recipe))
         assert read_recipe(again, []) == recipe
+
+
+MAR = {
+    "data.image_size": 256,
+    "data.num_classes": 1000,
+    "tokenizer.kind": "kl16",
+    "tokenizer.scale": 0.2325,
+    "num_tokens": 256,
+    "token_dim": 16,
+    "train.lr": 8e-4,
+    "train.batch_size": 2048,
+    "train.epochs": 800,
+    "train.warmup_epochs": 100,
+    "train.lr_schedule": "constant",
+    "train.betas": (0.9, 0.95),
+    "train.weight_decay": 0.02,
+    "train.ema_decay": 0.9999,
+    "train.grad_clip": 3.0,
+    "train.label_drop": 0.1,
+    "model.backbone.mask_ratio_min": 0.7,
+    "model.backbone.mask_ratio_std": 0.25,
+    "model.backbone.buffer_size": 64,
+    "model.backbone.dropout": 0.1,
+    "model.head.noise_draws": 4,
+    "model.head.schedule": "cosine",
+    "sample.steps": 256,
+    "sample.diffusion_steps": 100,
+    "sample.cfg_schedule": "linear",
+    "sample.temperature": 1.0,
+}
+DIT = {
+    "tokenizer.kind": "kl8",
+    "tokenizer.scale": 0.18215,
+    "num_tokens": 256,
+    "train.lr": 1e-4,
+    "train.batch_size": 256,
+    "train.steps": 7_000_000,
+    "train.betas": (0.9, 0.999),
+    "train.weight_decay": 0.0,
+    "train.ema_decay": 0.9999,
+    "train.label_drop": 0.1,
+    "model.backbone.schedule": "linear",
+    "model.backbone.guidance_channels": 3,
+    "sample.diffusion_steps": 250,
+    "sample.cfg": 1.5,
+    "sample.cfg_schedule": "constant",
+}
+PUBLISHED = {
+    "mar_b": {**MAR, "sample.cfg": 2.9},
+    "mar_l": {**MAR, "sample.cfg": 3.0},
+    "mar_h": {**MAR, "sample.cfg": 3.2},
+    "ablations/default": {**MAR, "train.epochs": 400, "sample.steps": 64, "sample.cfg": 3.0},
+    "ablations/table2_kl8": {"tokenizer.kind": "kl8", "num_tokens": 256, "token_dim": 16, "train.epochs": 400},
+    "dit_xl_2": DIT,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_values(name: str) -> None:
+    """Section 4 and appendix B of 2406.11838, the released commands, and DiT's."""
+    recipe = read_recipe(FOLDER / f"{name}.yaml", [])
+    assert {key: attrgetter(key)(recipe) for key in PUBLISHED[name]} == PUBLISHED[name]

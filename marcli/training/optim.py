@@ -11,13 +11,9 @@ from marcli.recipe.train import Train
 
 
 def decayed_names(model: nn.Module) -> set[str]:
-    """Return the parameters that decay: all but 1-D ones, biases and the whole head, as published."""
+    """Return the parameters that decay: all but 1-D ones (such as biases) and the whole head, as published."""
     head = {id(parameter) for parameter in model.head_parameters()}
-    return {
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.ndim > 1 and not name.endswith("bias") and id(parameter) not in head
-    }
+    return {name for name, parameter in model.named_parameters() if parameter.ndim > 1 and id(parameter) not in head}
 
 
 def build_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:

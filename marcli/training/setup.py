@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -95,6 +96,7 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
     source = open_source(recipe, verify=processes.accelerator.is_local_main_process)
     tokenizer = settle_tokenizer(recipe, run, source, processes)
     announce(describe_source(source, tokenizer))
+    announce_empty_classes(source, recipe.data.num_classes, announce)
     total = total_steps(recipe.train, num_images=source.num_images)
 
     torch.manual_seed(item_seed("weights", recipe.train.seed))
@@ -180,6 +182,17 @@ def describe_source(source: Source, tokenizer: Tokenizer) -> str:
     if source.is_latents:
         return f"Training on {source.num_images:,} images as latents in {source.cache.folder}{note}."
     return f"Training on {source.num_images:,} images, encoded by {tokenizer.kind} on the fly{note}."
+
+
+def announce_empty_classes(source: Source, num_classes: int, announce: Callable[[str], None]) -> None:
+    """Say which classes have no image: sampling would take turns with them all the same."""
+    empty = np.setdiff1d(np.arange(num_classes), source.labels)
+    if len(empty):
+        listed = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+        announce(
+            f"{len(empty)} of {num_classes} classes have no image and will not be learned ({listed}): "
+            "check data.num_classes and the folders"
+        )
 
 
 def resume(

@@ -56,6 +56,10 @@ def test_scale_is_measured_once_and_travels_with_the_run(recipe, start, tmp_path
 def test_the_job_says_what_it_trains_on(recipe, start, said, tmp_path):
     start(recipe(), tmp_path)
     assert said == ["Training on 1,797 images, encoded by pixels on the fly."]
+    start(recipe(data__num_classes=12), tmp_path / "wide")
+    assert said[2:] == [
+        "2 of 12 classes have no image and will not be learned (10, 11): check data.num_classes and the folders"
+    ]
 
 
 def test_an_attempt_that_took_no_step_does_not_bind_the_folder(tmp_path):
