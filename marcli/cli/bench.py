@@ -1,7 +1,6 @@
 """`marcli bench`: what to measure, one call, and what came out."""
 
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +8,7 @@ import typer
 from marcli.cli.options import AsJson, BatchSize, DryRun, Gpus, Precision, Seed, Weights, split_overrides
 from marcli.cli.output import print_result
 from marcli.errors import UsageError
+from marcli.runtime.writable import check_place
 
 if TYPE_CHECKING:
     from marcli.bench.points import Measurement
@@ -106,6 +106,7 @@ def bench(
     )
     planned, notes = plan_known(request)
     folder = out or default_folder(names[0])
+    check_place(folder)
     if baseline is not None:
         check_is_kept(baseline, folder)
     for line in (*lines, *notes):
@@ -152,18 +153,6 @@ def check_is_kept(baseline: Path, folder: Path) -> None:
         )
 
 
-def make_writable(folder: Path) -> None:
-    """Make the folder of the reports; raises UsageError now rather than after minutes of measuring."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as problem:
-        raise UsageError(
-            f"Reports cannot be written to {folder} ({problem.strerror}): give another folder as --out"
-        ) from None
-
-
 def print_points(planned: "list[Planned]", folder: Path, *, as_json: bool) -> None:
     """Print what would be measured, with its cost."""
     from marcli.bench.cost import plus, published_cost
@@ -208,7 +197,6 @@ def run(
     processes = start_processes(precision=precision, gpus=gpus)
     if before is not None:
         check_comparable(before, circumstances(processes.device, processes.precision))
-    make_writable(folder)
     report, measurements = run_bench(planned, notes, request, processes)
     sentence = None
     if before is not None:

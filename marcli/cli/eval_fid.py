@@ -170,7 +170,7 @@ def check_inputs(
         raise UsageError(f"eval-fid measures one run at a time, not {' and '.join(names)}.")
     for option, place in (("--images", images), ("--reference", reference)):
         if place is not None:
-            check_place(option, place)
+            check_is_there(option, place)
     if images is not None and names:
         raise UsageError(f"Give a run ({names[0]}) or --images {images}, not both.")
     if images is not None and overrides:
@@ -188,7 +188,7 @@ def check_inputs(
         raise UsageError("--make-stats needs pictures: --images DIR, NPZ or data set, or a recipe for its data.")
 
 
-def check_place(option: str, place: str) -> None:
+def check_is_there(option: str, place: str) -> None:
     """Raise UsageError for pictures or statistics that cannot be there, before a network is downloaded for them."""
     if not place.strip():
         raise UsageError(f"{option} is empty: give a folder, an npz or a data set.")

@@ -82,7 +82,6 @@ def sample(
     system = load_system(names[0] if names else None, weights=weights, overrides=overrides)
     wanted = chosen_classes(classes, system.recipe)
     folder = out or default_folder(system, seed=seed, classes=wanted)
-    check_place(folder)
     if dry_run:
         print_plan(system.recipe, {"pictures": folder}, as_json=as_json)
         return

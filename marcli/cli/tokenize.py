@@ -9,6 +9,7 @@ import typer
 from marcli.cli.options import AsJson, Gpus, Precision
 from marcli.cli.output import print_result
 from marcli.errors import UsageError
+from marcli.runtime.writable import check_place
 
 if TYPE_CHECKING:
     from marcli.metrics.roundtrip import RoundTrip
@@ -54,6 +55,7 @@ def tokenize(
     as_json: AsJson = False,
 ) -> None:
     """Judge a tokenizer on your images: round trip, PSNR, SSIM, rFID, the latent scale, code usage."""
+    check_place(out)
     section, names = read_data(data, overrides or [], split=split)
     sections = [parse_tokenizer(text) for text in tokenizer] if tokenizer else names or [parse_tokenizer("kl16")]
     import torch

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,24 @@ EXTENSIONS = frozenset(
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
+def files_under(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Yield the files under `folder`, through links, without hidden ones; a link to a folder `above` ends there."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from files_under(Path(entry.path), above | {real})
+            else:
+                yield Path(entry.path)
+
+
 def find_parquet(folder: Path, *, split: str) -> list[Path]:
     """Return the parquet files under `folder`, sorted; only those named after `split` where any is."""
-    files = sorted(
-        file for file in folder.rglob("*") if file.suffix.lower() == ".parquet" and not _hidden(file, folder)
-    )
+    files = sorted(file for file in files_under(folder) if file.suffix.lower() == ".parquet")
     of_split = [file for file in files if file.stem.split("-")[0] == split or split in file.relative_to(folder).parts]
     others = [file for file in files if file.stem.split("-")[0] in SPLIT_NAMES]
     if files and not of_split and others == files:
@@ -78,18 +92,9 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _images(folder: Path) -> tuple[list[Path], list[int]]:
     """Return the image files under `folder`, sorted, and their sizes in bytes."""
-    found = []
-    for parent, subfolders, _ in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        with os.scandir(parent) as entries:
-            found += [(Path(entry.path), entry.stat().st_size) for entry in entries if _is_image(entry.name)]
-    found.sort()
-    return [file for file, _ in found], [size for _, size in found]
+    files = sorted(file for file in files_under(folder) if _is_image(file.name))
+    return files, [file.stat().st_size for file in files]
 
 
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)

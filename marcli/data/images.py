@@ -25,7 +25,7 @@ from marcli.recipe.data import Data
 
 logger = logging.getLogger("marcli.data")
 
-SECONDS_BEFORE_ANOTHER_TRY = (0.1, 1.0)
+SECONDS_BEFORE_A_TRY = (0.0, 0.1, 1.0)
 
 
 class Pictures(Protocol):
@@ -91,18 +91,17 @@ class ImageSet:
 
     def _decode(self, index: int) -> np.ndarray:
         """Decode a picture; an error of disk or memory passes or ends the work, for it must not change the data."""
-        for seconds in (*SECONDS_BEFORE_ANOTHER_TRY, None):
+        for seconds in SECONDS_BEFORE_A_TRY:
+            time.sleep(seconds)
             try:
                 return decode_square(self._pictures.encoded(index), image_size=self.image_size, channels=self.channels)
             except (OSError, MemoryError) as error:
-                if seconds is None:
-                    raise MarcliError(
-                        f"{self.name(index)} could not be read at any of {len(SECONDS_BEFORE_ANOTHER_TRY) + 1} tries "
-                        f"({getattr(error, 'strerror', None) or 'not enough memory'}): the picture itself may be "
-                        "sound. Check the disk, the network mount and the memory, then run the same command again"
-                    ) from error
-            time.sleep(seconds)
-        raise AssertionError("the last try returns or raises")
+                failure = error
+        raise MarcliError(
+            f"{self.name(index)} could not be read at any of {len(SECONDS_BEFORE_A_TRY)} tries "
+            f"({getattr(failure, 'strerror', None) or 'not enough memory'}): the picture itself may be sound. Check "
+            "the disk, the network mount and the memory, then run the same command again"
+        ) from failure
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "batch channels size size"]:
         """Return the pictures of `indices`, broken ones replaced as in `fetch`."""

@@ -11,7 +11,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from marcli.data.crop import BrokenImageError, decode_square
-from marcli.data.folders import EXTENSIONS
+from marcli.data.folders import EXTENSIONS, files_under
 from marcli.data.images import ImageSet, open_images
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
@@ -99,21 +99,6 @@ def list_images(folder: Path) -> list[Path]:
     if (folder / "samples.json").is_file():
         files = [path for path in files if SAMPLE_NAME.fullmatch(path.name)]
     return files
-
-
-def files_under(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Yield the files under `folder`; a link back to a folder around it (`above`) ends there."""
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from files_under(Path(entry.path), above | {real})
-            elif entry.is_file():
-                yield Path(entry.path)
 
 
 def stamp_of(files: Iterable[Path], root: Path) -> str:

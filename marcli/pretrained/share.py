@@ -1,7 +1,7 @@
 """A run on the hub: what `sample` and `eval-fid` need, a manifest of hashes, and a model card made from the run itself.
 
-What is special: nothing of the sharer's machine travels along (folder names
-are cut off), and an autoencoder that is not a published one goes with the run, so that `hub:user/name` is complete.
+What is special: nothing of the sharer's machine travels along (folder names are cut off), and an autoencoder that is
+not a published one goes with the run, so that `hub:user/name` is complete.
 """
 
 import hashlib
@@ -58,28 +58,22 @@ def push_run(run: RunDir, repo: str) -> str:
 
     check_can_push(repo)
     api = huggingface_hub.HfApi()
-    try:
-        with TemporaryDirectory(dir=run.path, prefix=".sharing-") as aside:
-            uploads = shared_files(run, repo, Path(aside))
-            api.create_repo(repo, exist_ok=True)
-            api.create_commit(
-                repo,
-                operations=[
-                    huggingface_hub.CommitOperationAdd(
-                        path_in_repo=each.name,
-                        path_or_fileobj=each.source if isinstance(each.source, bytes) else str(each.source),
-                    )
-                    for each in uploads
-                ],
-                commit_message=f"Run {run.path.name}",
+    with TemporaryDirectory(dir=run.path, prefix=".sharing-") as aside:
+        operations = [
+            huggingface_hub.CommitOperationAdd(
+                path_in_repo=each.name,
+                path_or_fileobj=each.source if isinstance(each.source, bytes) else str(each.source),
             )
-    except MarcliError:
-        raise
-    except Exception as error:  # the transport's errors differ between versions of huggingface_hub
-        raise MarcliError(
-            f"The hub did not take {run.path} as {repo} ({why(error)}): everything is still in {run.path}; share it "
-            "again with the same command."
-        ) from error
+            for each in shared_files(run, repo, Path(aside))
+        ]
+        try:
+            api.create_repo(repo, exist_ok=True)
+            api.create_commit(repo, operations=operations, commit_message=f"Run {run.path.name}")
+        except Exception as error:  # the transport's errors differ between versions of huggingface_hub
+            raise MarcliError(
+                f"The hub did not take {run.path} as {repo} ({why(error)}): everything is still in {run.path}; share "
+                "it again with the same command."
+            ) from error
     return f"{api.endpoint}/{repo}"
 
 

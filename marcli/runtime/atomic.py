@@ -81,8 +81,8 @@ def _partial(path: Path) -> Path:
 
 
 def _writer() -> str:
-    """Tell writers apart; two containers on one disk may well have equal process ids."""
-    return f"{os.getpid()}-{secrets.token_hex(4)}"
+    """Tell writers apart, at random, for two containers on one disk may well have equal process ids."""
+    return secrets.token_hex(6)
 
 
 def _set_mode(file: Path, mode: int) -> None:

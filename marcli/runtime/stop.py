@@ -9,9 +9,7 @@ from types import FrameType, TracebackType
 from marcli.errors import StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_arrived: list[
-    str
-] = []  # names of the signals that `stop_at_once` has raised for, should a library lose what it raises
+_arrived: list[str] = []  # signals that `stop_at_once` raised for, should a library lose what was raised
 
 
 class StopRequest:

@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -116,7 +116,7 @@ def write_npz(folder: Path, labels: Sequence[int], path: Path) -> None:
             npy.write_array(member, np.asarray(labels, dtype=np.int64))
 
 
-def write_record(record: dict[str, object], path: Path) -> None:
+def write_record(record: Mapping[str, object], path: Path) -> None:
     """Write facts as JSON."""
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")

@@ -5,18 +5,16 @@ pictures are missing, afterwards in `samples.json`.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from marcli.errors import UsageError
-from marcli.runtime.atomic import atomic_file
-from marcli.sampling.album import picture_path
+from marcli.metrics.pictures import SAMPLE_NAME
+from marcli.sampling.album import picture_path, write_record
 
 PLAN, RECORD = "plan.json", "samples.json"
 MADE_OF_PICTURES = (RECORD, "samples.npz", "grid.png", "animation.gif")
-PICTURE = re.compile(r"\d{6,}\.png")
 
 
 def prepare_folder(folder: Path, plan: Mapping[str, Any], *, num: int) -> None:
@@ -25,7 +23,7 @@ def prepare_folder(folder: Path, plan: Mapping[str, Any], *, num: int) -> None:
     Raises UsageError when it holds numbered pictures that no plan made.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = [path for path in folder.iterdir() if PICTURE.fullmatch(path.name)]
+    pictures = [path for path in folder.iterdir() if SAMPLE_NAME.fullmatch(path.name)]
     theirs = read_plan(folder)
     if pictures and theirs is None:
         raise UsageError(
@@ -33,11 +31,13 @@ def prepare_folder(folder: Path, plan: Mapping[str, Any], *, num: int) -> None:
             "another --out"
         )
     is_same = theirs == json.loads(json.dumps(plan))
-    with atomic_file(folder / PLAN) as partial:
-        partial.write_text(json.dumps(plan, indent=1) + "\n")
-    stale = [path for path in pictures if not is_same or int(path.stem) >= num]
-    for path in (*stale, *(folder / name for name in MADE_OF_PICTURES)):
-        path.unlink(missing_ok=True)
+    # Killed between any two of these, the folder still says whose pictures it holds.
+    for path in pictures:
+        if not is_same or int(path.stem) >= num:
+            path.unlink()
+    write_record(plan, folder / PLAN)
+    for name in MADE_OF_PICTURES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
@@ -54,8 +54,7 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
 
 def finish_folder(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the record of a complete folder in the plan's place."""
-    with atomic_file(folder / RECORD) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(record, folder / RECORD)
     (folder / PLAN).unlink(missing_ok=True)
 
 

@@ -13,7 +13,7 @@ from marcli.data.latents import TOKENIZER
 from marcli.data.source import Source, open_source
 from marcli.errors import UsageError
 from marcli.model.build import build_model
-from marcli.recipe.reader import read_recipe, recipe_text
+from marcli.recipe.reader import read_recipe, recipe_text, write_recipe
 from marcli.recipe.schema import Recipe
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.atomic import atomic_file, atomic_folder
@@ -139,10 +139,9 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
 
 def keep_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, completely or not at all, where it is not there already."""
-    text = recipe_text(recipe)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+    if not path.exists() or path.read_text(encoding="utf-8") != recipe_text(recipe):
         with atomic_file(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+            write_recipe(recipe, partial)
 
 
 def check_shares(recipe: Recipe, world_size: int) -> None:

@@ -121,7 +121,7 @@ def test_batches_leave_broken_pictures_out(folder) -> None:
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
 def test_a_disk_that_fails_is_not_a_broken_picture(folder, monkeypatch, error) -> None:
     """One bad moment passes; a disk that stays bad ends the work, and neither is remembered against the picture."""
-    monkeypatch.setattr("marcli.data.images.SECONDS_BEFORE_ANOTHER_TRY", (0.0, 0.0))
+    monkeypatch.setattr("marcli.data.images.SECONDS_BEFORE_A_TRY", (0.0, 0.0, 0.0))
     images, read, failures = open_images(data(folder)), Path.read_bytes, [error]
 
     def failing(path: Path) -> bytes:

@@ -24,15 +24,6 @@ def test_training_mode_draws_nothing_by_itself():
     assert torch.equal(model.train()(latents, labels, draws, 0), model.eval()(latents, labels, draws, 0))
 
 
-def test_dropped_labels_become_the_null_class():
-    recipe = tiny.recipe("dit", None, None)
-    model = tiny.model(recipe)
-    latents, draws = tiny.latents(recipe, 4), tiny.draws(model, 4, 0)
-    dropped = {**draws, "dropped": torch.ones(4, dtype=torch.bool)}
-    losses = [model(latents, torch.full((4,), label), dropped, 0) for label in (1, 2)]
-    assert torch.equal(*losses)
-
-
 def test_time_embedding_has_the_published_frequencies():
     model = tiny.model(tiny.recipe("dit", None, None))
     t = torch.tensor([37.0])
@@ -54,3 +45,16 @@ def test_guidance_acts_on_the_first_channels_of_eps_alone():
     assert torch.allclose(guided, null + 3.0 * (eps - null), atol=1e-5) and torch.allclose(kept, variance, atol=1e-6)
     engine.guidance_channels = 0
     assert torch.allclose(engine.predict(x, 500, labels)[0], eps, atol=1e-6)
+
+
+def test_dropped_labels_are_the_unconditional_one(monkeypatch):
+    dit = tiny.model(tiny.recipe("dit", None, None))
+    asked = []
+    monkeypatch.setattr(dit, "denoise", lambda x, t, labels: asked.append(labels) or torch.zeros(*x.shape[:2], 2))
+    draws = {
+        "dropped": torch.tensor([True, False]),
+        "t": torch.tensor([3, 9]),
+        "noise": torch.zeros(2, 64, 1),
+    }
+    dit.loss(torch.zeros(2, 1, 8, 8), torch.tensor([4, 5]), draws, 0)
+    assert asked[0].tolist() == [10, 5]

@@ -6,7 +6,9 @@ from pydantic import ValidationError
 
 from marcli.cli.options import preset_overrides
 from marcli.errors import UsageError
+from marcli.model.head.base import HeadSampling
 from marcli.model.order import reveal_counts
+from marcli.model.process.solvers import process_for
 from marcli.recipe.approximate import PRESETS, Approximate, approximation_lines, switched_on
 from marcli.recipe.reader import read_recipe, shipped_recipe
 from marcli.sampling.engine.approximate import annealed_steps, checkerboard_order, checkerboard_schedule, plan
@@ -153,3 +155,49 @@ def test_exact_is_the_default_and_says_nothing():
 def test_unknown_preset_is_refused():
     with pytest.raises(UsageError, match="choose disa"):
         preset_overrides("warp")
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++2m"])
+def test_temperature_acts_on_every_engine(solver):
+    of = recipe("masked", "random", "diffusion", cfg=2.0, temperature=0.5, approximate={"solver": solver})
+    whole = model(of)
+    made = {}
+    for engine in (PlainEngine(whole, of), FastEngine(whole, of)):
+        tape = engine.draw_tape(seed=0, indices=[0, 1])
+        made[engine.name] = engine.latents(labels=torch.tensor([1, 2]), tape=tape, on_step=None)
+    assert (made["fast"] - made["plain"]).abs().max() <= 1e-5 * made["plain"].abs().max()
+    hot = recipe("masked", "random", "diffusion", cfg=2.0, approximate={"solver": solver})
+    other = PlainEngine(whole, hot)
+    tape = other.draw_tape(seed=0, indices=[0, 1])
+    assert not torch.allclose(other.latents(labels=torch.tensor([1, 2]), tape=tape, on_step=None), made["plain"])
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        ({"diffusion_steps": 4, "approximate": {"final_diffusion_steps": 5}}, "diffusion steps fall to it"),
+        ({"diffusion_steps": 1}, "at least 2"),
+        ({"approximate": {"final_diffusion_steps": 1}}, "at least 2"),
+    ],
+)
+def test_diffusion_steps_that_cannot_be_are_refused(sample, words):
+    with pytest.raises(ValueError, match=words):
+        recipe("masked", "random", "diffusion", **sample)
+
+
+def test_without_guidance_no_difference_is_taken():
+    of = recipe("masked", "random", "diffusion", approximate={"feature_refresh": 4, "guidance_refresh": 2})
+    planned = plan(schedule_of(of), head_sampling(of), of.sample.approximate, guided=False)
+    assert [now.share is None for now in planned] == [True, False, False, False, True, False]
+    assert not any(now.guided or now.refresh for now in planned)
+
+
+def test_the_tape_is_long_enough_for_every_step_of_an_annealing():
+    """108 steps of DPM-Solver++ visit fewer distinct timesteps than 107."""
+    head = model(recipe("masked", "random", "diffusion")).head
+    generator = torch.Generator().manual_seed(0)
+    for first in (9, 108, 300):
+        settings = HeadSampling(1.0, first, 999, None, "dpm++2m")
+        draws = head.noise(generator, 1, 6, settings).shape[1]
+        visited = [len(process_for("dpm++2m", head.process, steps, 999)) for steps in range(2, first + 1)]
+        assert draws > max(visited)

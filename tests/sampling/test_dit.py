@@ -48,17 +48,3 @@ def test_generation_is_the_loop_of_the_paper():
             x = (mean + 0.7 * (log_variance / 2).exp() * noise[:, :, i + 1]).float()
     expected = x.transpose(1, 2).unflatten(2, (8, 8))
     assert (made - expected).abs().max() <= 1e-5 * expected.abs().max()
-
-
-def test_dropped_labels_are_the_unconditional_one(monkeypatch):
-    of = recipe("dit", None, None)
-    dit = model(of)
-    asked = []
-    monkeypatch.setattr(dit, "denoise", lambda x, t, labels: asked.append(labels) or torch.zeros(*x.shape[:2], 2))
-    draws = {
-        "dropped": torch.tensor([True, False]),
-        "t": torch.tensor([3, 9]),
-        "noise": torch.zeros(2, 64, 1),
-    }
-    dit.loss(torch.zeros(2, 1, 8, 8), torch.tensor([4, 5]), draws, 0)
-    assert asked[0].tolist() == [10, 5]

@@ -7,6 +7,7 @@ import torch
 
 from marcli.sampling import generate as generation
 from marcli.sampling.engine.build import build_engine
+from marcli.sampling.engine.plain import PlainEngine
 from marcli.sampling.generate import generate, micro_batches, one_ahead
 from marcli.sampling.tape import Tape
 from tests.model import tiny
@@ -168,3 +169,9 @@ def test_one_tape_is_drawn_ahead_and_never_two():
         assert drawn == [[0], [1], [2]][: number + 2]
     assert number == 2
     assert list(one_ahead(AtOnce(), draw, [])) == []
+
+
+def test_pictures_have_orders_of_their_own():
+    of = tiny.recipe("masked", "random", "diffusion")
+    first, second = PlainEngine(tiny.model(of), of).draw_tape(seed=0, indices=[0, 1]).order.tolist()
+    assert first != second

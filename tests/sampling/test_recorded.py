@@ -14,7 +14,7 @@ from marcli.sampling.engine.compiled import CompiledOrPlain, compilable, compile
 from marcli.sampling.engine.dit import DiTEngine
 from marcli.sampling.engine.fast import FastEngine, fast_twin, record_parts
 from marcli.sampling.engine.plain import PlainEngine
-from marcli.sampling.engine.recorded import Recorded, RecordedDiT
+from marcli.sampling.engine.recorded import Recorded, recorded_dit
 from tests.model.tiny import COMBINATIONS, model, recipe
 
 LABELS = torch.tensor([1, 7, 4])
@@ -62,7 +62,7 @@ def test_same_pictures_from_recordings(combination, settings):
     of = recipe(*combination, cfg=3.0, **settings)
     whole, capture = model(of), Again()
     if combination[0] == "dit":
-        plain, engine = DiTEngine(whole, of), DiTEngine(RecordedDiT(whole, capture, at_once=True), of)
+        plain, engine = DiTEngine(whole, of), DiTEngine(recorded_dit(whole, capture, at_once=True), of)
     else:
         plain, engine = PlainEngine(whole, of), recorded_engine(whole, of, capture)
     for seed in (0, 1):  # the second batch is replayed throughout

@@ -1,15 +1,18 @@
 """`marcli sample`, from a run's folder to pictures on disk."""
 
+import contextlib
 import json
 import os
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from marcli.cli.app import run
-from marcli.sampling.album import Album
+from marcli.sampling.album import Album, picture_path
+from marcli.sampling.folder import finish_folder, prepare_folder
 from marcli.sampling.load import load_system
 from marcli.sampling.sample import default_folder
 from tests.model import tiny
@@ -150,3 +153,28 @@ def test_default_folders_tell_the_settings_apart(run_folder):
         names.add(default_folder(other, seed=0, classes=every).name)
     names |= {default_folder(system, seed=0, classes=classes).name for classes in ([3], [7, 3], every[:9] * 30)}
     assert len(names) == 7 and max(map(len, names)) < 160
+
+
+def test_a_kill_while_a_folder_is_prepared_never_gives_pictures_to_another_plan(tmp_path, monkeypatch):
+    """Killed before any of its changes, and repeated: what is left is of the new plan alone."""
+    old, new = {"seed": 0}, {"seed": 1}
+    for survived in range(9):
+        folder = tmp_path / str(survived)
+        prepare_folder(folder, old, num=3)
+        for index in range(3):
+            picture_path(folder, index).touch()
+        finish_folder(folder, {**old, "num": 3, "images": []})
+        changes = iter(range(survived))
+
+        def change(real, *arguments, left=changes, **settings):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return real(*arguments, **settings)
+
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            for name in ("unlink", "replace"):
+                patched.setattr(os, name, partial(change, getattr(os, name)))
+            prepare_folder(folder, new, num=3)
+        prepare_folder(folder, new, num=3)
+        assert [path.name for path in folder.glob("[!.]*")] == ["plan.json"]
+        assert json.loads((folder / "plan.json").read_text()) == new

@@ -42,9 +42,6 @@ def test_a_run_leaves_weights_tokenizer_recipe_metrics_and_grids(recipe, process
         assert json.loads(weights.metadata()["marcli"]) == {"recipe_text": recipe_text(made), "step": 12}
     again = train(made, run, processes, announce=said.append)
     assert again.new_steps == 0 and said[-1].endswith("already trained to step 12; raise train.steps to go on.")
-    with pytest.raises(UsageError, match=r"train\.lr was 0\.001 and is now 0\.01"):
-        train(recipe(lr=0.01), run, processes, announce=said.append)
-    assert run.read_status()["state"] == "done", "a refused command says nothing of the run"
 
 
 def test_a_refused_command_leaves_the_status_of_the_run(recipe, processes, said, tmp_path):
@@ -119,4 +116,4 @@ def test_an_attempt_that_fails_early_leaves_its_word(recipe, tmp_path, processes
     run = RunDir(tmp_path / "run")
     with pytest.raises(UsageError):
         train(recipe(data__path="/no/such/folder"), run, processes, announce=print)
-    assert not run.path.exists() or run.read_status()["state"] == "failed"
+    assert run.read_status()["state"] == "failed"

@@ -6,6 +6,7 @@ short work a combination is recorded when it comes again: a single batch records
 Where recording fails or memory runs short, the function itself is called, and one line says why.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -181,19 +182,9 @@ def run_backbone(
     return backbone.predict(known, order, condition, num_wanted=num_wanted, cache=cache)
 
 
-class RecordedDiT(DiT):
-    """A DiT whose passes are one recording, over the same modules."""
-
-    def __init__(self, model: DiT, capture: Capture, *, at_once: bool) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(model.__dict__)
-        self.recorded = Recorded(lambda tensors, setting: model.denoise(*tensors), capture, at_once=at_once)
-
-    def denoise(
-        self,
-        x: Float[Tensor, "batch places channels"],
-        t: Int[Tensor, " batch"],
-        labels: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch places two_channels"]:
-        """As the DiT's."""
-        return self.recorded([x, t, labels], None)
+def recorded_dit(model: DiT, capture: Capture, *, at_once: bool) -> DiT:
+    """The same DiT, each pass through the network one recording."""
+    recorded = Recorded(lambda tensors, setting: model.denoise(*tensors), capture, at_once=at_once)
+    twin = copy.copy(model)
+    twin.denoise = lambda x, t, labels: recorded([x, t, labels], None)
+    return twin
