@@ -60,8 +60,9 @@ def check_folder(recipe: "Recipe", run: RunDir) -> None:
     """Fail before torch is imported when the folder is in use or holds a run of another recipe."""
     from marcli.training.resume import check_same_recipe
 
-    with run.lock():
-        check_same_recipe(recipe, run)
+    if run.path.is_dir():
+        with run.lock():
+            check_same_recipe(recipe, run)
 
 
 def places(run: RunDir) -> dict[str, Path]:

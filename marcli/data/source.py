@@ -1,40 +1,20 @@
 """Where a training step's images come from: pictures decoded on the fly, or a cache of latents.
 
 A source answers (which images, which of them mirrored) with what the tokenizer needs: pictures for `encode`, cached
-rows for `sample`. Prefetching keeps the order of the requests, so threads change the speed and nothing else.
+rows for `sample`.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 
 from marcli.data.images import ImageSet, open_images
 from marcli.data.latents import MANIFEST, LatentCache
 from marcli.errors import UsageError
 from marcli.recipe.schema import Recipe
-
-
-class Request(NamedTuple):
-    """Which images to fetch: `indices` int64 [b], and which of them mirrored: `flips` bool [b]."""
-
-    indices: np.ndarray
-    flips: np.ndarray
-
-
-class Batch(NamedTuple):
-    """What a source answered, with the request it belongs to."""
-
-    request: Request
-    payload: Tensor  # uint8 images [b, c, s, s], or cached rows [b, r, s, s]
-    labels: Int64[Tensor, " batch"]
 
 
 class Source(Protocol):
@@ -167,24 +147,3 @@ def made_with(recipe: Recipe) -> dict[str, object]:
 
 def _shown(value: object) -> str:
     return " ".join(str(item) for item in value.values() if item is not None) if isinstance(value, dict) else str(value)
-
-
-def prefetch(source: Source, requests: Iterable[Request], *, threads: int) -> Iterator[Batch]:
-    """Yield a batch per request, in order, fetching up to two per thread ahead; 0 threads fetch when asked."""
-
-    def answer(request: Request) -> Batch:
-        return Batch(request, *source.fetch(request.indices, request.flips))
-
-    if threads == 0:
-        yield from map(answer, requests)
-        return
-    remaining = iter(requests)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="marcli-fetch")
-    try:
-        ahead: deque[Future[Batch]] = deque(pool.submit(answer, request) for request in islice(remaining, 2 * threads))
-        while ahead:
-            batch = ahead.popleft().result()
-            ahead.extend(pool.submit(answer, request) for request in islice(remaining, 1))
-            yield batch
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

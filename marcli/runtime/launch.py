@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from marcli.errors import MarcliError, StoppedError, UsageError
+from marcli.runtime.stop import hangup_is_ignored, leave_terminal
 
 REPORTS = "MARCLI_REPORTS"
 LAUNCHER = "MARCLI_LAUNCHER"
@@ -46,7 +47,8 @@ def launch(argv: Sequence[str], *, num_processes: int, module: str = "marcli") -
         if name.startswith("torch.distributed.elastic"):  # it would repeat the reports at length
             logging.getLogger(name).setLevel(logging.CRITICAL)
     options = ["--standalone", "--nnodes=1", f"--nproc-per-node={num_processes}"]
-    options += [f"--shutdown-timeout={SECONDS_TO_SAVE}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT"]
+    handled = ["SIGTERM", "SIGINT", "SIGUSR1", "SIGQUIT", *([] if hangup_is_ignored() else ["SIGHUP"])]
+    options += [f"--shutdown-timeout={SECONDS_TO_SAVE}", f"--signals-to-handle={','.join(handled)}"]
     with tempfile.TemporaryDirectory(prefix="marcli-launch-") as folder:
         os.environ |= {REPORTS: folder, LAUNCHER: str(os.getpid())}
         try:
@@ -57,6 +59,8 @@ def launch(argv: Sequence[str], *, num_processes: int, module: str = "marcli") -
             died = {rank: failure.exitcode for rank, failure in failed.failures.items()}
             raise _worst(_read_reports(Path(folder)), num_processes, died) from None
         except SignalException as stopped:
+            if stopped.sigval == signal.SIGHUP:
+                leave_terminal()
             killed = dict.fromkeys(range(num_processes), -stopped.sigval)
             raise _worst(_read_reports(Path(folder)), num_processes, killed) from None
         finally:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -48,6 +49,12 @@ class RunDir:
         }
         with atomic_file(self.status_path) as partial:
             partial.write_text(json.dumps(status, indent=1) + "\n")
+
+    def discard(self) -> None:
+        """Remove a folder in which nothing has begun; one that holds more than a start writes stays as it is."""
+        written = {self.recipe_path, self.status_path, self.lock_path, self.tokenizer_path}
+        if self.path.is_dir() and written.issuperset(self.path.iterdir()):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def read_status(self) -> dict[str, Any] | None:
         """Return the last status, or None for a folder that never ran."""

@@ -1,19 +1,26 @@
-"""Stopping on request: TERM, INT and USR1 ask, the command finishes its step, saves, and ends with exit code 75."""
+"""Stopping on request: TERM, INT, USR1 and HUP ask, the command finishes its step, saves, and ends with exit code 75.
 
+HUP is a closed terminal; under `nohup` it is ignored, as asked.
+"""
+
+import contextlib
+import os
 import signal
+import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from marcli.errors import StoppedError
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+Handler = Callable[[int, FrameType | None], None]
 _arrived: list[str] = []  # signals that `stop_at_once` raised for, should a library lose what was raised
 
 
 class StopRequest:
-    """Context manager that turns the three signals into `requested`; leaving it restores the old handlers.
+    """Context manager that turns these signals into `requested`; leaving it restores the old handlers.
 
     Further signals change nothing, since a launcher and a terminal may both deliver the same one.
     Only the main thread of a process can install handlers.
@@ -21,7 +28,6 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_name: str | None = _arrived[0] if _arrived else None
-        self._previous: dict[signal.Signals, object] = {}
 
     @property
     def requested(self) -> bool:
@@ -29,17 +35,17 @@ class StopRequest:
         return self.signal_name is not None
 
     def __enter__(self) -> "StopRequest":
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._remember)
+        self._previous = handle_with(self._remember)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        restore(self._previous)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
         self.signal_name = self.signal_name or signal.Signals(number).name
 
 
@@ -54,7 +60,7 @@ def stop_at_once() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, _stop_now) for number in SIGNALS}
+    previous = handle_with(_stop_now)
     try:
         yield
     except Exception as error:
@@ -62,12 +68,40 @@ def stop_at_once() -> Iterator[None]:
             raise _stopped() from error
         raise
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        restore(previous)
         _arrived.clear()
 
 
+def hangup_is_ignored() -> bool:
+    """Whether `nohup` started this process, or the like."""
+    return signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def handle_with(handler: Handler) -> dict[signal.Signals, object]:
+    """Install `handler` for the signals that ask to stop; return the handlers before it, for `restore`."""
+    asking = [number for number in SIGNALS if number != signal.SIGHUP or not hangup_is_ignored()]
+    return {number: signal.signal(number, handler) for number in asking}
+
+
+def restore(handlers: dict[signal.Signals, object]) -> None:
+    """Install handlers that `handle_with` replaced."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def leave_terminal() -> None:
+    """Send what would go to a terminal nowhere: it is gone, and writing to it would fail, while work is to be saved."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        with contextlib.suppress(OSError):  # closed already
+            if stat.S_ISCHR(os.fstat(number).st_mode):  # no isatty: a terminal that is gone is none any more
+                os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
 def _stop_now(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGHUP:
+        leave_terminal()
     _arrived.append(signal.Signals(number).name)
     raise _stopped()
 

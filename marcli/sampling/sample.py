@@ -41,7 +41,7 @@ def sample(
     """Generate pictures 0..num-1 of `seed` and write PNGs, grid.png and samples.json; return that record.
 
     All processes call it; each writes the pictures of its micro-batches, but for those that an interrupted call with
-    the same plan left. Raises StoppedError after TERM, INT or USR1, with whole pictures on disk and no samples.json;
+    the same plan left. Raises StoppedError when asked to stop, with whole pictures on disk and no samples.json;
     UsageError when `out` holds pictures of another origin.
     """
     plan = sample_plan(system, engine, seed=seed, classes=classes, batch_size=batch_size, precision=processes.precision)

@@ -14,10 +14,9 @@ WORTH_COMPILING = 10_000  # steps; compiling takes a minute or two, and gives ba
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the members of every list of layers in `model`."""
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList):
-            yield from module
+    """Yield the members of every list of layers in `model`; lists inside of them belong to their block."""
+    for child in model.children():
+        yield from child if isinstance(child, nn.ModuleList) else blocks(child)
 
 
 def checkpoint_activations(model: nn.Module) -> None:

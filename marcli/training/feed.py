@@ -4,16 +4,14 @@ All of it is a function of (seed, step, slot in the global batch). A process tak
 trained on depends neither on the number of processes nor on where a run was resumed.
 """
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from marcli.data.ahead import ahead
 from marcli.data.batches import batch_flips, batch_indices
 from marcli.data.source import Source
 from marcli.recipe.schema import Recipe
@@ -94,17 +92,4 @@ class Feed:
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Yield the batches of steps `first`..`last` - 1, made ahead in `data.workers` threads, or here if it is 0."""
-        threads = self.recipe.data.workers
-        if threads == 0:
-            yield from map(self.batch, range(first, last))
-            return
-        steps = iter(range(first, last))
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="marcli-feed")
-        try:
-            pending = deque(pool.submit(self.batch, step) for step in islice(steps, 2 * threads))
-            while pending:
-                batch = pending.popleft().result()
-                pending.extend(pool.submit(self.batch, step) for step in islice(steps, 1))
-                yield batch
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        yield from ahead(self.batch, range(first, last), threads=self.recipe.data.workers)

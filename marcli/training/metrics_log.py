@@ -97,14 +97,18 @@ class MetricsLog:
         self.processes.accelerator.log(numbers, step=line["step"])
 
 
-def start_trackers(accelerator: Accelerator, names: Sequence[str], folder: Path, *, run_name: str) -> None:
-    """Start tensorboard or wandb through Accelerate; raises UsageError naming the one that is not installed."""
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise UsageError naming the tracker that is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UsageError(
                 f"train.trackers asks for {name}, which is not installed: install marcli[trackers], "
                 "or leave it out (metrics.jsonl is always written)"
             )
+
+
+def start_trackers(accelerator: Accelerator, names: Sequence[str], folder: Path, *, run_name: str) -> None:
+    """Start tensorboard or wandb through Accelerate."""
     accelerator.log_with = filter_trackers(list(names), logging_dir=str(folder))
     accelerator.project_configuration.set_directories(str(folder))
     accelerator.init_trackers(run_name)

@@ -4,13 +4,13 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from marcli.errors import StoppedError
+from marcli.errors import StoppedError, UsageError
 from marcli.recipe.schema import Recipe
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.rundir import RunDir
 from marcli.training.export import export_weights
 from marcli.training.loop import run_training
-from marcli.training.metrics_log import start_trackers
+from marcli.training.metrics_log import check_trackers, start_trackers
 from marcli.training.preview import write_final_grids
 from marcli.training.setup import Job, prepare
 
@@ -38,7 +38,9 @@ def train(recipe: Recipe, run: RunDir, processes: Processes, *, announce: Callab
     with run.lock() if processes.is_main else contextlib.nullcontext():
         already = run.read_status() if processes.is_main else None
         has_begun = already is None or already["state"] == "running"  # by a call that was killed, in the latter case
+        is_new = not run.recipe_path.exists()
         try:
+            check_trackers(recipe.train.trackers)
             job = prepare(recipe, run, processes, announce)
             if job.first_step == job.total and finished(run, already, job):
                 announce(f"{run.path} is already trained to step {job.total}{how_to_go_on(recipe)}")
@@ -51,7 +53,9 @@ def train(recipe: Recipe, run: RunDir, processes: Processes, *, announce: Callab
             run_training(job)
             finish(job)
         except BaseException as error:
-            if processes.is_main and has_begun and run.path.is_dir():
+            if processes.is_main and is_new and isinstance(error, UsageError):
+                run.discard()
+            elif processes.is_main and has_begun and run.path.is_dir():
                 with contextlib.suppress(OSError):  # a full disk must not hide the error it caused
                     run.write_status("stopped" if isinstance(error, StoppedError) else "failed", message=str(error))
             raise

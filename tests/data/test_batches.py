@@ -5,7 +5,7 @@ import torch
 
 from marcli.data.batches import batch_flips, batch_indices
 from marcli.data.images import ArrayImages
-from marcli.data.source import ImageSource, Request, prefetch
+from marcli.data.source import ImageSource
 
 
 def indices(step: int, *, seed: int = 0, batch_size: int = 32, num_images: int = 100) -> np.ndarray:
@@ -42,25 +42,9 @@ def test_flips_are_half_independent_of_the_order_and_off_by_choice() -> None:
 def test_an_image_source_mirrors_what_it_is_told_to() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 3, 8, 8), np.uint8)
     source = ImageSource(ArrayImages(pixels, np.arange(20), class_names=None))
-    requests = [Request(np.array([i, i + 1]), np.array([True, False])) for i in range(15)]
-    for threads in (0, 2):
-        for batch in prefetch(source, requests, threads=threads):
-            first = batch.request.indices[0]
-            assert torch.equal(batch.payload[0], torch.from_numpy(pixels[first, :, :, ::-1].copy()))
-            assert torch.equal(batch.payload[1], torch.from_numpy(pixels[first + 1]))
-            assert batch.labels.tolist() == [first, first + 1]
+    for first in range(15):
+        payload, labels = source.fetch(np.array([first, first + 1]), np.array([True, False]))
+        assert torch.equal(payload[0], torch.from_numpy(pixels[first, :, :, ::-1].copy()))
+        assert torch.equal(payload[1], torch.from_numpy(pixels[first + 1]))
+        assert labels.tolist() == [first, first + 1]
     assert np.array_equal(source.images.read([3])[0].numpy(), pixels[3])  # the set itself stays as it is
-
-
-def test_an_error_while_prefetching_reaches_the_reader() -> None:
-    class Failing:
-        def fetch(self, indices, flips):
-            raise ValueError("no such image")
-
-    batches = prefetch(Failing(), [Request(np.array([0]), np.array([False]))] * 9, threads=2)
-    try:
-        next(batches)
-    except ValueError as error:
-        assert str(error) == "no such image"
-    else:
-        raise AssertionError("the error was lost")

@@ -17,7 +17,7 @@ from marcli.cli.app import run
 from marcli.data import cache_writer, latents
 from marcli.data.images import open_images
 from marcli.data.latents import LatentCache
-from marcli.data.source import LatentSource, Request, open_source, prefetch
+from marcli.data.source import LatentSource, open_source
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.reader import read_recipe
 from marcli.recipe.schema import Recipe
@@ -98,14 +98,14 @@ def test_codes_are_kept_as_16_bits_and_come_back(make, tmp_path) -> None:
     assert torch.equal(tokenizer.sample(rows, None), tokenizer.encode(images))
 
 
-def test_the_loader_gives_the_cache_in_the_order_asked_for(whole) -> None:
+def test_a_latent_source_gives_the_cache_in_the_order_asked_for(whole) -> None:
     source = open_source(recipe_for(whole, *FLIPPED), verify=True)
     assert isinstance(source, LatentSource)
-    requests = [Request(np.arange(i, i + 16), np.arange(16) % 2 == i % 2) for i in range(20)]
-    for threads in (0, 3):
-        for request, batch in zip(requests, prefetch(source, requests, threads=threads), strict=True):
-            assert torch.equal(batch.payload, source.cache.rows(request.indices, request.flips))
-            assert batch.labels.tolist() == source.labels[request.indices].tolist()
+    for first in range(20):
+        indices, flips = np.arange(first, first + 16), np.arange(16) % 2 == first % 2
+        rows, labels = source.fetch(indices, flips)
+        assert torch.equal(rows, source.cache.rows(indices, flips))
+        assert labels.tolist() == source.labels[indices].tolist()
 
 
 def test_without_a_cache_the_images_are_the_source(tmp_path, monkeypatch) -> None:

@@ -33,9 +33,10 @@ report_exit(int(code), f"sentence {code} of {os.environ['WORLD_SIZE']}")
 sys.exit(int(code))
 """
 PARENT = """
-import sys
+import signal, sys
 from marcli.errors import MarcliError, StoppedError
 from marcli.runtime.launch import launch
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which may be ignored where tests are run
 for codes in sys.argv[2:]:
     try:
         print(launch([codes, sys.argv[1]], num_processes=2, module="worker"), flush=True)
@@ -66,7 +67,7 @@ def test_errors_are_the_workers_own(tmp_path: Path) -> None:
 
 
 def test_signals_reach_all_workers_and_none_is_orphaned(tmp_path: Path) -> None:
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     parent = start(tmp_path, *["stop,stop"] * len(numbers))
     pids = [tmp_path / "pid-0", tmp_path / "pid-1"]
     try:

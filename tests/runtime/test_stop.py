@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from marcli.errors import StoppedError
-from marcli.runtime.stop import StopRequest, stop_at_once
+from marcli.runtime.stop import StopRequest, hangup_is_ignored, stop_at_once
 
 WHILE_IMPORTING = """
 import os, signal, sys
@@ -68,3 +69,37 @@ def test_no_library_takes_it_for_an_error_of_its_own() -> None:
             sum(range(1000))
         except Exception:
             pytest.fail("swallowed")
+
+
+WRITES_AFTER_THE_HANGUP = """
+import signal, sys, time
+from marcli.runtime.stop import StopRequest
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+with StopRequest() as stop:
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    print("saving", flush=True)
+    print("saving", file=sys.stderr, flush=True)
+sys.exit(75 if stop.signal_name == "SIGHUP" else 1)
+"""
+
+
+def test_a_closed_terminal_asks_to_stop_and_is_not_written_to() -> None:
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-c", WRITES_AFTER_THE_HANGUP])
+    assert os.read(terminal, 100).startswith(b"ready")
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_at_once(), StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested and hangup_is_ignored()
+    finally:
+        signal.signal(signal.SIGHUP, before)

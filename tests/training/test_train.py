@@ -1,5 +1,6 @@
 """A whole run: what it leaves behind, and what the command does about signals and a second run."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -112,8 +113,35 @@ def test_a_run_whose_recipe_is_gone_is_refused(recipe, processes, tmp_path):
         train(recipe(steps=3), run, processes, announce=print)
 
 
-def test_an_attempt_that_fails_early_leaves_its_word(recipe, tmp_path, processes):
+def test_a_refused_start_leaves_nothing_behind(recipe, tmp_path, processes):
     run = RunDir(tmp_path / "run")
+    with pytest.raises(UsageError, match="does not exist"):
+        train(recipe(data__path="/no/such/folder"), run, processes, announce=print)
+    assert not run.path.exists()
+
+
+def test_a_refused_start_leaves_what_was_there(recipe, tmp_path, processes):
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    (run.path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError):
         train(recipe(data__path="/no/such/folder"), run, processes, announce=print)
+    assert (run.path / "notes.txt").read_text() == "mine" and run.read_status() is None
+
+
+def test_an_attempt_that_fails_early_leaves_its_word(recipe, tmp_path, processes):
+    run, photos = RunDir(tmp_path / "run"), tmp_path / "photos"
+    photos.mkdir()
+    (photos / "broken.png").write_bytes(b"no picture")
+    broken = {"data__path": str(photos), "data__num_classes": 1, "data__on_broken": "fail", "steps": 1}
+    with pytest.raises(MarcliError, match=r"broken\.png cannot be read"):
+        train(recipe(**broken), run, processes, announce=print)
     assert run.read_status()["state"] == "failed"
+
+
+def test_a_missing_tracker_is_refused_before_anything_is_written(recipe, tmp_path, processes, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(UsageError, match="wandb, which is not installed"):
+        train(recipe(trackers=["wandb"]), run, processes, announce=print)
+    assert not run.path.exists()

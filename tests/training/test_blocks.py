@@ -1,0 +1,13 @@
+"""Which parts of a model count as its blocks."""
+
+from marcli.training.blocks import blocks
+from tests.model import tiny
+
+
+def test_a_block_is_met_once_and_not_in_pieces():
+    of = tiny.recipe("masked", "random", "diffusion")
+    model = tiny.model(of)
+    expected = [*model.backbone.encoder, *model.backbone.decoder, *model.head.denoiser.blocks]
+    assert [id(block) for block in blocks(model)] == [id(block) for block in expected]
+    dit = tiny.model(tiny.recipe("dit", None, None))  # whose blocks hold lists of layers of their own
+    assert [id(block) for block in blocks(dit)] == [id(block) for block in dit.transformer.transformer_blocks]
