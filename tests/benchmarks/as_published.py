@@ -11,7 +11,7 @@ The sampler generates with the plain modules, but spends its time as the publish
 - weights stay fp32, half precision comes from autocast, and noise is drawn when it is needed.
 
 `loss` is the head's part of a training step, as wasteful. The published code itself runs beside both of them in
-sampling_engine.py and train_step.py where MARCLI_PUBLISHED_MAR and MARCLI_MAR name it.
+sampling_engine.py and train_step.py where MARCLI_PUBLISHED_MAR names it.
 """
 
 import math

@@ -20,10 +20,11 @@ import datasets
 import numpy as np
 import torch
 
+from marcli.data.ahead import ahead
 from marcli.data.batches import batch_flips, batch_indices
 from marcli.data.cache_writer import begin, finish, write_shard
 from marcli.data.latents import CachePlan, LatentCache
-from marcli.data.source import LatentSource, Request, prefetch
+from marcli.data.source import LatentSource
 
 ROW = (32, 16, 16)
 
@@ -52,9 +53,10 @@ def write_npz(folder: Path, num_images: int) -> None:
             np.savez(folder / f"{start + offset}.npz", moments=row[0], moments_flip=row[1])
 
 
-def requests(num_images: int, batch_size: int, count: int, seed: int) -> Iterator[Request]:
+def requests(num_images: int, batch_size: int, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices and flips of each batch."""
     for step in range(count):
-        yield Request(
+        yield (
             batch_indices(num_images=num_images, batch_size=batch_size, seed=seed, step=step),
             batch_flips(batch_size=batch_size, seed=seed, step=step, horizontal_flip=True),
         )
@@ -62,18 +64,19 @@ def requests(num_images: int, batch_size: int, count: int, seed: int) -> Iterato
 
 def read_cache(source: LatentSource, batch_size: int, count: int, threads: int) -> int:
     read = 0
-    for batch in prefetch(source, requests(source.num_images, batch_size, count, 0), threads=threads):
-        assert batch.payload.is_contiguous()
-        read += len(batch.payload)
+    asked = requests(source.num_images, batch_size, count, 0)
+    for rows, _ in ahead(lambda request: source.fetch(*request), asked, threads=threads):
+        assert rows.is_contiguous()
+        read += len(rows)
     return read
 
 
 def read_npz(folder: Path, num_images: int, batch_size: int, count: int) -> int:
     """As the published loader reads: open the image's file, take one of the two arrays, stack."""
     read = 0
-    for request in requests(num_images, batch_size, count, 0):
+    for indices, flips in requests(num_images, batch_size, count, 0):
         rows = []
-        for index, flip in zip(request.indices, request.flips, strict=True):
+        for index, flip in zip(indices, flips, strict=True):
             content = np.load(folder / f"{index}.npz")
             rows.append(torch.from_numpy(content["moments_flip"] if flip else content["moments"]))
         read += len(torch.stack(rows))
@@ -96,10 +99,10 @@ def write_arrow(folder: Path, num_images: int) -> datasets.Dataset:
 
 def read_arrow(made: datasets.Dataset, batch_size: int, count: int) -> int:
     read = 0
-    for request in requests(len(made), batch_size, count, 0):
-        column = made[request.indices.tolist()]["row"].combine_chunks()
+    for indices, flips in requests(len(made), batch_size, count, 0):
+        column = made[indices.tolist()]["row"].combine_chunks()
         both = np.frombuffer(column.buffers()[1], dtype=np.float16).reshape(batch_size, 2, *ROW)
-        read += len(torch.from_numpy(both[np.arange(batch_size), request.flips.astype(int)]))
+        read += len(torch.from_numpy(both[np.arange(batch_size), flips.astype(int)]))
     return read
 
 

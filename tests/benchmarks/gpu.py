@@ -27,18 +27,12 @@ def run(script: str, *arguments: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def seconds(results: dict, prefix: str) -> float | None:
-    """Time of the first candidate whose name begins so."""
-    return next((result["seconds"] for name, result in results.items() if name.startswith(prefix)), None)
-
-
 def ratio_to_yardstick(results: dict) -> tuple[str, float]:
     """How often fast bf16 fits into the time of the published way, or of the published code where that was measured."""
-    fast, published = seconds(results, "fast-bf16"), seconds(results, "published-")
-    if published is None:
-        return "the published way of working", seconds(results, "as-published-bf16") / fast
-    fewer_steps = published / seconds(results, "plain-bf16,")  # both at as few AR steps
-    return "the published code", fewer_steps * seconds(results, "plain-bf16") / fast
+    times = results["fast-bf16"]["times"]
+    if "published-fp16" in times:
+        return "the published code", times["published-fp16"]
+    return "the published way of working", times["as-published-bf16"]
 
 
 def main() -> None:

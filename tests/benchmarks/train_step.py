@@ -1,19 +1,19 @@
 """A training step against the published one, side by side: same machine, model, batch and share of hidden tokens.
 
     python tests/benchmarks/train_step.py
-    git clone https://github.com/LTH14/mar && MARCLI_MAR=mar python tests/benchmarks/train_step.py
+    git clone https://github.com/LTH14/mar && MARCLI_PUBLISHED_MAR=mar python tests/benchmarks/train_step.py
 
 `plain` is the published algorithm in our modules: the head sees every token four times, hidden or not, with its arrays
 looked up on the host (see as_published.py), and everything is done in the published order (autocast forward, finite
-check, backward, clipping, AdamW, average of the weights in a Python loop). With MARCLI_MAR the published code itself
-takes steps too, its `.cuda()` calls made no-ops on a CPU. Every contestant has a process of its own; they take turns.
+check, backward, clipping, AdamW, average of the weights in a Python loop). With MARCLI_PUBLISHED_MAR the published
+code itself takes steps too, its `.cuda()` calls made no-ops on a CPU. Every contestant has a process of its own; they
+take turns.
 Medians of wall time and of processor time are printed, the last line is JSON.
 """
 
 import argparse
 import contextlib
 import json
-import multiprocessing
 import os
 import statistics
 import sys
@@ -42,6 +42,7 @@ from marcli.training.nonfinite import NonFiniteGuard
 from marcli.training.optim import apply_step, build_optimizer, gradient_norm
 from marcli.training.setup import Job
 from tests.benchmarks import as_published
+from tests.benchmarks.contestants import started
 
 HIDDEN_SHARE = 0.867  # mean of the published law
 TOTAL = 10**6  # steps of the run of which some are timed
@@ -205,11 +206,8 @@ def published_step(folder, recipe, precision, device):
     return step
 
 
-def contestant(connection, name, folder, recipe, precision, gpus):
-    """A process of its own: what one contestant asks of the memory allocator must not help the other.
-
-    Answers every message with (wall seconds, processor seconds) of one step.
-    """
+def contestant(name, folder, recipe, precision, gpus):
+    """Return a function that takes a step and gives its wall seconds and processor seconds."""
     if name != "ours":
         device = torch.device("cuda" if count_gpus(gpus) else "cpu")
         others = {"plain": plain_step, "published": partial(published_step, folder)}
@@ -217,31 +215,15 @@ def contestant(connection, name, folder, recipe, precision, gpus):
     else:
         device = start_processes(precision=precision, gpus=gpus).device
         step = our_step(recipe, precision, gpus)
-    while connection.recv():
+
+    def timed_step():
         wall, cpu = time.perf_counter(), time.process_time()
         step()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        connection.send((time.perf_counter() - wall, time.process_time() - cpu))
+        return time.perf_counter() - wall, time.process_time() - cpu
 
-
-@contextlib.contextmanager
-def started(name, *facts):
-    """Start a contestant; gives a function that lets it take one step and returns the step's times."""
-    here, there = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=contestant, args=(there, name, *facts))
-    process.start()
-    there.close()
-
-    def timed_step():
-        here.send(True)
-        return here.recv()
-
-    try:
-        yield timed_step
-    finally:
-        here.send(False)
-        process.join()
+    return timed_step
 
 
 def main() -> None:
@@ -257,12 +239,12 @@ def main() -> None:
     recipe = read_recipe(
         options.recipe, [f"train.batch_size={options.batch_size}", "train.micro_batch_size=null", *options.overrides]
     )
-    folder, results = os.environ.get("MARCLI_MAR"), {}
+    folder, results = os.environ.get("MARCLI_PUBLISHED_MAR"), {}
     names = ["ours", "plain", "published"] if folder else ["ours", "plain"]
     for precision in options.precisions.split(","):
         with contextlib.ExitStack() as stack:
             facts = (folder, recipe, precision, options.gpus)
-            contestants = {name: stack.enter_context(started(name, *facts)) for name in names}
+            contestants = {name: stack.enter_context(started(contestant, name, *facts)) for name in names}
             times = {name: [] for name in names}
             for repeat in range(options.repeats + 2):
                 for name, step in contestants.items():

@@ -17,9 +17,9 @@ Activation = Literal["none", "gelu", "swish"]
 ACTIVATIONS = {"none": lambda x: x, "gelu": F.gelu, "swish": F.silu}
 EXACT_GELU = "none"  # oneDNN's name for the GELU without tanh
 # In fp32, where plain weights are no disaster: a packed product starts 20 us later, and gains nothing in cache or at
-# full speed (measured with AVX2: widths of 512 and more, up to 64 rows).
+# full speed (measured with AVX2: widths of 512 and more, up to 128 rows).
 SMALLEST_PACKED_FP32 = 512 * 512
-MOST_ROWS_FP32 = 64
+MOST_ROWS_FP32 = 128
 
 
 class PackedLinear(nn.Module):
