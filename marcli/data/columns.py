@@ -20,6 +20,7 @@ from marcli.data.crop import BrokenImageError
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
 
+PARQUET = b"PAR1"  # with which every such file begins
 SECONDS_TO_ANSWER = 10
 LABEL_NAMES = ("label", "labels", "class", "target", "fine_label", "category")
 
@@ -46,10 +47,10 @@ class ColumnPictures:
 
     @classmethod
     def of_files(
-        cls, files: Sequence[Path], labels: np.ndarray, *, class_names: list[str] | None, fingerprint: str, root: Path
+        cls, files: Sequence[str], labels: np.ndarray, *, class_names: list[str] | None, fingerprint: str, root: Path
     ) -> "ColumnPictures":
         """Pictures that stay where they are: the table holds their paths."""
-        table = datasets.Dataset.from_dict({"image": [str(file) for file in files]})
+        table = datasets.Dataset.from_dict({"image": files})
         return cls(table, "image", labels, class_names=class_names, fingerprint=fingerprint, place=root)
 
     def name(self, index: int) -> str:
@@ -69,6 +70,10 @@ class ColumnPictures:
 
 def open_parquet(files: list[Path], data: Data, *, labelled: bool) -> ColumnPictures:
     """Open parquet files as one table, in the given order; raises UsageError or MarcliError."""
+    for file in files:  # `datasets` would print a table of errors before it raises its own
+        with file.open("rb") as opened:
+            if opened.read(len(PARQUET)) != PARQUET:
+                raise MarcliError(f"{file} cannot be read as parquet: it does not begin as such a file")
     try:
         table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
     except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid, ValueError) as error:

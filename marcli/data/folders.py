@@ -16,8 +16,16 @@ EXTENSIONS = frozenset(
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
-def files_under(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Yield the files under `folder`, through links, without hidden ones; a link to a folder `above` ends there."""
+def files_under(folder: Path | str) -> list[str]:
+    """Return the files under `folder`, through links, without hidden ones, sorted folder by folder.
+
+    Text and not Path, which for the million files of ImageNet is ten times slower.
+    """
+    return sorted(_walk(str(folder), frozenset()), key=lambda file: file.split(os.sep))
+
+
+def _walk(folder: str, above: frozenset[str]) -> Iterator[str]:
+    """Yield files; a link to a folder `above` ends there."""
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -26,14 +34,14 @@ def files_under(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[P
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from files_under(Path(entry.path), above | {real})
+                yield from _walk(entry.path, above | {real})
             else:
-                yield Path(entry.path)
+                yield entry.path
 
 
 def find_parquet(folder: Path, *, split: str) -> list[Path]:
     """Return the parquet files under `folder`, sorted; only those named after `split` where any is."""
-    files = sorted(file for file in files_under(folder) if file.suffix.lower() == ".parquet")
+    files = [Path(file) for file in files_under(folder) if file.lower().endswith(".parquet")]
     of_split = [file for file in files if file.stem.split("-")[0] == split or split in file.relative_to(folder).parts]
     others = [file for file in files if file.stem.split("-")[0] in SPLIT_NAMES]
     if files and not of_split and others == files:
@@ -63,15 +71,15 @@ def open_folder(folder: Path, *, split: str) -> ColumnPictures:
             )
         names, files, sizes, labels = classes, [], [], []
         for label, name in enumerate(classes):
-            found, lengths = _images(root / name)
+            found, lengths = _images(os.path.join(root, name))
             files += found
             sizes += lengths
             labels += [label] * len(found)
     if not files:
         raise UsageError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))} in any case): check data.path")
-    digest = hashlib.sha256()
+    digest, start = hashlib.sha256(), len(os.path.join(root, ""))
     for file, size, label in zip(files, sizes, labels, strict=True):
-        digest.update(f"{file.relative_to(root)}\0{size}\0{label}\n".encode(errors="surrogateescape"))
+        digest.update(f"{file[start:]}\0{size}\0{label}\n".encode(errors="surrogateescape"))
     return ColumnPictures.of_files(
         files, np.array(labels, dtype=np.int64), class_names=names, fingerprint=digest.hexdigest(), root=root
     )
@@ -90,10 +98,10 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _images(folder: Path) -> tuple[list[Path], list[int]]:
+def _images(folder: Path | str) -> tuple[list[str], list[int]]:
     """Return the image files under `folder`, sorted, and their sizes in bytes."""
-    files = sorted(file for file in files_under(folder) if _is_image(file.name))
-    return files, [file.stat().st_size for file in files]
+    files = [file for file in files_under(folder) if _is_image(os.path.basename(file))]
+    return files, [os.stat(file).st_size for file in files]
 
 
 def _is_image(name: str) -> bool:

@@ -194,7 +194,7 @@ def open_images(data: Data, *, labelled: bool = True) -> ImageSet:
         images = open_digits(image_size=data.image_size, channels=data.channels)
     else:
         from marcli.data.columns import open_hub, open_parquet
-        from marcli.data.folders import find_parquet, open_folder
+        from marcli.data.folders import EXTENSIONS, find_parquet, open_folder
 
         path = Path(data.path).expanduser()
         if path.is_dir():
@@ -203,6 +203,8 @@ def open_images(data: Data, *, labelled: bool = True) -> ImageSet:
                 pictures = open_parquet(parquet, data, labelled=labelled)
             else:
                 pictures = open_folder(path, split=data.split)
+        elif path.is_file() and path.suffix.lower() in EXTENSIONS:
+            raise UsageError(f"data.path {data.path!r} is one picture: give the folder it lies in")
         elif path.is_file():
             pictures = open_parquet([path], data, labelled=labelled)
         else:

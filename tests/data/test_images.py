@@ -1,6 +1,7 @@
 """Folders, parquet files and the digits as labelled squares, and everything that can be wrong with them."""
 
 import errno
+import hashlib
 import logging
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from marcli.data.digits import open_digits
+from marcli.data.folders import open_folder
 from marcli.data.images import open_images
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
@@ -78,11 +80,17 @@ def test_a_flat_folder_is_one_class_and_a_split_is_found(folder, tmp_path) -> No
         open_images(data(tmp_path / "set", split="test"))
 
 
-def test_the_fingerprint_follows_content_and_crop_not_the_place(folder, tmp_path) -> None:
+def test_the_fingerprint_follows_content_and_crop_not_the_place(folder, tmp_path, monkeypatch) -> None:
     first = open_images(data(folder)).fingerprint
     folder.rename(tmp_path / "elsewhere")
     assert open_images(data(tmp_path / "elsewhere")).fingerprint == first
     assert open_images(data(tmp_path / "elsewhere", image_size=16)).fingerprint != first
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for same in (".", "./", "../elsewhere", f"{tmp_path}/elsewhere/"):
+        assert open_images(data(same)).fingerprint == first
+    flat = open_images(data(tmp_path / "elsewhere" / "dog", num_classes=1)).fingerprint
+    monkeypatch.chdir("dog")
+    assert open_images(data(".", num_classes=1)).fingerprint == flat
     (tmp_path / "elsewhere" / "eel" / "2.JpEg").unlink()
     assert open_images(data(tmp_path / "elsewhere")).fingerprint != first
 
@@ -224,6 +232,29 @@ def test_a_damaged_parquet_file_is_named(tmp_path, keep) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(MarcliError, match=r"t.parquet cannot be read as parquet"):
         open_images(data(path))
+
+
+def test_files_are_listed_folder_by_folder_and_hashed_by_relative_name(tmp_path) -> None:
+    names = ["a/1.png", "a/b/2.png", "a-b/3.png", "a/b-c/4.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        save(tmp_path / name, 1)
+    pictures = open_folder(tmp_path, split="train")
+    listed = ["a/1.png", "a/b/2.png", "a/b-c/4.png", "a-b/3.png"]
+    assert [pictures.name(i) for i in range(4)] == [str(tmp_path / name) for name in listed]
+    assert pictures.labels.tolist() == [0, 0, 0, 1]
+    lines = [f"{name}\0{(tmp_path / name).stat().st_size}\0{name[1] == '-':d}\n" for name in listed]
+    assert pictures.fingerprint == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_a_file_that_is_no_parquet_is_said_in_a_sentence(tmp_path, capfd, caplog) -> None:
+    save(tmp_path / "cat.jpg", 1)
+    with pytest.raises(UsageError, match=r"cat.jpg' is one picture: give the folder it lies in"):
+        open_images(data(tmp_path / "cat.jpg"))
+    (tmp_path / "notes.txt").write_text("no columns here")
+    with pytest.raises(MarcliError, match=r"notes.txt cannot be read as parquet: it does not begin as such a file"):
+        open_images(data(tmp_path / "notes.txt"))
+    assert capfd.readouterr() == ("", "") and not caplog.records
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./photos", "photos.parquet", "a/b/c", "~nobody/x"])
