@@ -1,5 +1,7 @@
 """The diffusion process against closed forms, and against an exact denoiser whose answer is known."""
 
+import hashlib
+import json
 import math
 
 import pytest
@@ -25,6 +27,15 @@ def test_respacing_keeps_alpha_bar_at_the_kept_times(schedule, steps):
     assert steps == 1 or spaced.timesteps[-1] == 999
     kept = torch.cumprod(1 - full.betas, 0)[spaced.timesteps]
     assert torch.allclose(torch.cumprod(1 - spaced.betas, 0), kept, rtol=1e-9)
+
+
+def test_every_number_of_steps_has_the_published_timesteps():
+    """The hash is that of the published code's 1,000 lists; at 21 steps a product would round to 500."""
+    full = full_process("cosine")
+    lists = [full.respaced(steps, 999).timesteps for steps in range(1, 1001)]
+    assert [t for t in lists[20] if 450 < t < 550] == [499, 549]
+    published = "c6f7236b85606b3d65b8629cb3e34cd96d02669cc0e0a09a4eba87e76a6e56a9"
+    assert hashlib.sha256(json.dumps(lists).encode()).hexdigest() == published
 
 
 def test_largest_timestep_is_clamped_and_duplicates_merged():

@@ -7,6 +7,7 @@ returns a new one over fewer timesteps, which remembers the original time of eac
 import math
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
+from itertools import accumulate, repeat
 
 import torch
 from jaxtyping import Float, Int
@@ -107,7 +108,9 @@ def full_process(schedule: str) -> GaussianProcess:
 def respace(process: GaussianProcess, num_steps: int, max_timestep: int) -> GaussianProcess:
     """The process seen only at `num_steps` evenly spaced timesteps, none above `max_timestep`."""
     stride = (len(process) - 1) / max(1, num_steps - 1)
-    return keep(process, {min(round(i * stride), max_timestep) for i in range(num_steps)})
+    # Added up as in the published code: what a sum and a product round to decides between 499 and 500.
+    spaced = accumulate(repeat(stride, num_steps - 1), initial=0.0)
+    return keep(process, {min(round(t), max_timestep) for t in spaced})
 
 
 def keep(process: GaussianProcess, indices: set[int]) -> GaussianProcess:
