@@ -11,8 +11,9 @@ from marcli.model.order import reveal_counts
 from marcli.model.process.solvers import process_for
 from marcli.recipe.approximate import PRESETS, Approximate, approximation_lines, switched_on
 from marcli.recipe.reader import read_recipe, shipped_recipe
-from marcli.sampling.engine.approximate import annealed_steps, checkerboard_order, checkerboard_schedule, plan
+from marcli.sampling.engine.approximate import annealed_steps, plan
 from marcli.sampling.engine.base import head_sampling, schedule_of
+from marcli.sampling.engine.checkerboard import checkerboard_order, checkerboard_schedule
 from marcli.sampling.engine.fast import FastEngine
 from marcli.sampling.engine.plain import PlainEngine
 from tests.model.tiny import COMBINATIONS, model, recipe

@@ -4,26 +4,26 @@
 - no unconditional half while guidance is weak;
 - an unconditional transformer run only now and then: its difference from the conditional one changes slowly, so
   the last one is added in between (LazyMAR, 2503.12450);
-- between whole runs of the transformer only the tokens that change are computed (see `features`);
-- one colour of the checkerboard first, the other in few steps, its neighbours being known (after GtR, 2510.17171).
+- between whole runs of the transformer only the tokens that change are computed (see `features`).
+
+Which tokens an AR step reveals is decided before (see `checkerboard`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from marcli.model.autoregressive import AutoregressiveModel
 from marcli.model.grid import to_latents
 from marcli.model.head.base import HeadSampling
 from marcli.model.layers.embed import take
-from marcli.model.order import reveal_counts
 from marcli.recipe.approximate import Approximate
 from marcli.sampling.engine.features import WHOLE_AT_FIRST, FeatureCache, share_at
 from marcli.sampling.reveal import OnStep
-from marcli.sampling.schedule import RevealStep, guidance_scale
+from marcli.sampling.schedule import RevealStep
 from marcli.sampling.tape import Tape
 
 
@@ -110,25 +110,3 @@ def reveal_approximately(
         if on_step is not None:
             on_step(step, known, order)
     return to_latents(take(known, order.argsort(dim=1)), model.patch_size)
-
-
-def checkerboard_schedule(*, num_tokens: int, num_steps: int, cfg: float, cfg_schedule: str) -> list[RevealStep]:
-    """Four fifths of the steps for the first colour, by the cosine rule; the rest share the second colour evenly."""
-    second_steps = max(1, num_steps // 5)
-    first, second = (num_tokens + 1) // 2, num_tokens // 2
-    counts = reveal_counts(first, min(first, num_steps - second_steps)) if num_steps > 1 else [first]
-    second_steps = min(second, max(1, num_steps - len(counts)))
-    counts += [second * (i + 1) // second_steps - second * i // second_steps for i in range(second_steps)]
-    steps, known = [], 0
-    for index, count in enumerate(counts):
-        guidance = guidance_scale(cfg, cfg_schedule, num_tokens, max(1, num_tokens - known - count))
-        steps.append(RevealStep(index, known, count, guidance))
-        known += count
-    return steps
-
-
-def checkerboard_order(order: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
-    """The same order, one colour of the board first."""
-    side = round(order.shape[1] ** 0.5)
-    colour = (order // side + order % side) % 2
-    return order.gather(1, colour.argsort(dim=1, stable=True))

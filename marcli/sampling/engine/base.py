@@ -9,7 +9,7 @@ from torch import Tensor
 
 from marcli.model.head.base import HeadSampling
 from marcli.recipe.schema import Recipe
-from marcli.sampling.engine.approximate import checkerboard_schedule
+from marcli.sampling.engine.checkerboard import checkerboard_schedule
 from marcli.sampling.reveal import OnStep
 from marcli.sampling.schedule import RevealStep, reveal_schedule
 from marcli.sampling.tape import Tape

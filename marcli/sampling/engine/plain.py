@@ -11,8 +11,9 @@ from marcli.model.autoregressive import AutoregressiveModel
 from marcli.recipe.approximate import switched_on
 from marcli.recipe.schema import Recipe
 from marcli.sampling.confidence import reveal_by_confidence
-from marcli.sampling.engine.approximate import checkerboard_order, plan, reveal_approximately
+from marcli.sampling.engine.approximate import plan, reveal_approximately
 from marcli.sampling.engine.base import head_sampling, schedule_of, uses_cache
+from marcli.sampling.engine.checkerboard import checkerboard_order
 from marcli.sampling.engine.features import FeatureCache
 from marcli.sampling.engine.transformer import FastMaskedBackbone
 from marcli.sampling.reveal import OnStep, reveal
