@@ -53,9 +53,10 @@ def cache_latents(
         lines.append(f"skipped {len(skipped) - len(lines):,} more: all are named in {folder / 'manifest.json'}")
     if report.tokenizer.weights_note:
         lines.append(f"note: {report.tokenizer.weights_note}")
-    what = f"encoded {report.encoded_shards:,} of {len(report.manifest['shards']):,} shards"
+    total, new = len(report.manifest["shards"]), report.encoded_shards
     lines += [
-        f"{what} in {time.monotonic() - started:.1f} s; the others were there and are as they were written",
+        f"encoded {new:,} of {total:,} shards in {time.monotonic() - started:.1f} s"
+        + ("; the others were there and are as they were written" if new < total else ""),
         f"{plan['num_images'] - len(skipped):,} images x {plan['flips']} flips of {plan['row_shape']} {plan['dtype']}, "
         f"scale {plan['scale']:.6g}, {size / 1e6:,.1f} MB",
         f"hash {report.manifest['hash']}",

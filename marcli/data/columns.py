@@ -36,8 +36,9 @@ class ColumnPictures:
         *,
         class_names: list[str] | None,
         fingerprint: str,
-        place: Path | str,
+        place: Path | str | None,
     ) -> None:
+        """`place` is where the table came from; None for a table of files, whose names are their paths."""
         self.labels = labels
         self.class_names = class_names
         self.fingerprint = fingerprint
@@ -47,16 +48,16 @@ class ColumnPictures:
 
     @classmethod
     def of_files(
-        cls, files: Sequence[str], labels: np.ndarray, *, class_names: list[str] | None, fingerprint: str, root: Path
+        cls, files: Sequence[str], labels: np.ndarray, *, class_names: list[str] | None, fingerprint: str
     ) -> "ColumnPictures":
         """Pictures that stay where they are: the table holds their paths."""
         table = datasets.Dataset.from_dict({"image": files})
-        return cls(table, "image", labels, class_names=class_names, fingerprint=fingerprint, place=root)
+        return cls(table, "image", labels, class_names=class_names, fingerprint=fingerprint, place=None)
 
     def name(self, index: int) -> str:
         """The file's path, or the row and where the table came from."""
         path = self._column[index][self._name]["path"]
-        if isinstance(self._place, Path) and path and Path(path).is_absolute():
+        if self._place is None:
             return path
         return f"row {index} of {self._place}" + (f" ({path})" if path else "")
 

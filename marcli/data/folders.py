@@ -81,7 +81,7 @@ def open_folder(folder: Path, *, split: str) -> ColumnPictures:
     for file, size, label in zip(files, sizes, labels, strict=True):
         digest.update(f"{file[start:]}\0{size}\0{label}\n".encode(errors="surrogateescape"))
     return ColumnPictures.of_files(
-        files, np.array(labels, dtype=np.int64), class_names=names, fingerprint=digest.hexdigest(), root=root
+        files, np.array(labels, dtype=np.int64), class_names=names, fingerprint=digest.hexdigest()
     )
 
 

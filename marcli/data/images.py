@@ -83,7 +83,8 @@ class ImageSet:
             name = self.name(index)
             if self._on_broken == "fail":
                 raise MarcliError(
-                    f"{name} cannot be read ({error}): repair or remove it, or set data.on_broken=skip"
+                    f"{name} cannot be read ({error}): repair or remove it; "
+                    "training leaves it out with data.on_broken=skip"
                 ) from None
             self._broken[index] = str(error)
             logger.warning("skipped %s: %s", name, error)
