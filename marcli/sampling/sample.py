@@ -63,8 +63,9 @@ def sample(
             album.add(pictures)
             progress.advance(len(pictures.indices))
             if stop.requested:
+                whose = "" if processes.world_size == 1 else ", this process's share,"
                 raise StoppedError(
-                    f"Stopped by {stop.signal_name} with {progress.done} of {total} pictures in {out}; "
+                    f"Stopped by {stop.signal_name} with {progress.done} of {total} pictures{whose} in {out}; "
                     "the same command makes the rest"
                 )
     processes.wait()
