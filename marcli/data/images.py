@@ -20,6 +20,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from marcli.data.crop import BrokenImageError, decode_square, picture_size
+from marcli.data.listing import EXTENSIONS
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
 
@@ -195,7 +196,7 @@ def open_images(data: Data, *, labelled: bool = True) -> ImageSet:
         images = open_digits(image_size=data.image_size, channels=data.channels)
     else:
         from marcli.data.columns import open_hub, open_parquet
-        from marcli.data.folders import EXTENSIONS, find_parquet, open_folder
+        from marcli.data.folders import find_parquet, open_folder
 
         path = Path(data.path).expanduser()
         if path.is_dir():

@@ -23,8 +23,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from marcli.data.crop import BrokenImageError, decode_square
-from marcli.data.folders import EXTENSIONS, files_under
 from marcli.data.images import ImageSet, open_images
+from marcli.data.listing import EXTENSIONS, files_under
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
 from marcli.runtime.atomic import sha256_file
