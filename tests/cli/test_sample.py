@@ -8,18 +8,7 @@ from tests.model import tiny
 from tests.sampling.runs import write_run
 
 ROOT = Path(__file__).parents[2]
-NOT_NEEDED = [
-    "datasets",
-    "pandas",
-    "diffusers",
-    "timm",
-    "sklearn",
-    "scipy",
-    "matplotlib",
-    "cleanfid",
-    "torchvision",
-    "torch._dynamo",
-]
+NOT_NEEDED = ["datasets", "pandas", "diffusers", "timm", "sklearn", "scipy", "matplotlib", "cleanfid", "torch._dynamo"]
 
 
 def test_nothing_heavy_beside_torch_is_imported(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -86,13 +85,21 @@ sys.exit(75 if stop.signal_name == "SIGHUP" else 1)
 """
 
 
+IN_A_TERMINAL_THAT_CLOSES = """
+import os, pty, sys
+
+child, terminal = pty.fork()
+if child == 0:
+    os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
+assert os.read(terminal, 100).startswith(b"ready")
+os.close(terminal)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
 def test_a_closed_terminal_asks_to_stop_and_is_not_written_to() -> None:
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execv(sys.executable, [sys.executable, "-c", WRITES_AFTER_THE_HANGUP])
-    assert os.read(terminal, 100).startswith(b"ready")
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    command = [sys.executable, "-c", IN_A_TERMINAL_THAT_CLOSES, WRITES_AFTER_THE_HANGUP]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 75
 
 
 def test_a_hangup_that_is_ignored_stays_ignored() -> None:
