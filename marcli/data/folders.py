@@ -52,8 +52,11 @@ def open_folder(folder: Path, *, split: str) -> ColumnPictures:
     if not files:
         raise UsageError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))} in any case): check data.path")
     digest, start = hashlib.sha256(), len(os.path.join(root, ""))
-    for file, size, label in zip(files, sizes, labels, strict=True):
-        digest.update(f"{file[start:]}\0{size}\0{label}\n".encode(errors="surrogateescape"))
+    try:
+        for file, size, label in zip(files, sizes, labels, strict=True):
+            digest.update(f"{file[start:]}\0{size}\0{label}\n".encode())
+    except UnicodeEncodeError:
+        raise UsageError(f"the name {file[start:]!a} under {root} is not UTF-8: rename that file") from None
     return ColumnPictures.of_files(
         files, np.array(labels, dtype=np.int64), class_names=names, fingerprint=digest.hexdigest()
     )

@@ -88,6 +88,7 @@ def open_source(recipe: Recipe, *, verify: bool) -> ImageSource | LatentSource:
     check_fits(recipe, cache)
     if verify and recipe.data.latents is None:
         check_images(recipe, cache)
+    check_classes(recipe, cache)
     return LatentSource(cache)
 
 
@@ -107,6 +108,10 @@ def check_fits(recipe: Recipe, cache: LatentCache) -> None:
             f"the latent cache {cache.folder} does not fit the recipe ({'; '.join(wrong)}): "
             "give another folder with data.latents, and run marcli cache-latents RECIPE"
         )
+
+
+def check_classes(recipe: Recipe, cache: LatentCache) -> None:
+    """Raise UsageError when the recipe has fewer classes than the cache."""
     if cache.labels.max() >= recipe.data.num_classes:
         raise UsageError(
             f"the latent cache {cache.folder} has label {cache.labels.max()}, outside 0.."

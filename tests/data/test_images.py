@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import logging
+import os
+import sys
 from pathlib import Path
 
 import datasets
@@ -246,6 +248,13 @@ def test_files_are_listed_folder_by_folder_and_hashed_by_relative_name(tmp_path)
     assert pictures.labels.tolist() == [0, 0, 0, 1]
     lines = [f"{name}\0{(tmp_path / name).stat().st_size}\0{name[1] == '-':d}\n" for name in listed]
     assert pictures.fingerprint == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep such names off their disks")
+def test_a_name_that_is_not_utf8_is_said(folder) -> None:
+    save(Path(os.fsdecode(os.fsencode(folder / "dog") + b"/caf\xe9.png")), 1)
+    with pytest.raises(UsageError, match=r"the name 'dog/caf\\udce9.png' under .* is not UTF-8: rename that file"):
+        open_images(data(folder))
 
 
 def test_a_file_that_is_no_parquet_is_said_in_a_sentence(tmp_path, capfd, caplog) -> None:
