@@ -1,6 +1,8 @@
 """The cost model against operations counted while tiny models run, and against the published totals."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -27,6 +29,13 @@ DIFFUSION = {"kind": "diffusion", "width": 96, "depth": 2}
 CODES = {"kind": "kmeans", "patch_size": 2, "codebook_size": 128}
 DIT = {"kind": "dit", "width": 64, "depth": 3, "heads": 4}
 LATENTS = {"kind": "kmeans", "patch_size": 2, "output": "latents"}
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Count operations, attention's as two products, for not every version of torch counts its fused kernel."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 def recipe_of(*, backbone, head, tokenizer, order=None, image_size=12, patch_size=1, **sample) -> Recipe:
@@ -135,7 +144,7 @@ def test_training_step_as_counted(backbone, head, tokenizer, order):
     codes = recipe.latent.codebook_size
     latents = torch.randn(shape) if codes is None else torch.randint(codes, shape)
     # A fused attention computes its scores again in backward; such recomputation is not counted as work.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with counting() as counter:
         model.loss(latents, torch.zeros(batch, dtype=torch.long), stacked, num_known).mean().backward()
     total = counter.get_total_flops() / batch
     assert training_cost(recipe).flops == pytest.approx(total, rel=0.01)
@@ -166,10 +175,10 @@ def test_autoencoder_as_counted(layout, blocks):
         )
         image = torch.empty(1, 3, 64, 64)
         latents = torch.empty(1, layout.latent_channels, 64 // blocks, 64 // blocks)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with counting() as counter, torch.no_grad():
             vae.encode(image)
         assert encoding(layout, 64, 3).flops == pytest.approx(counter.get_total_flops(), rel=0.01)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with counting() as counter, torch.no_grad():
             vae.decode(latents)
         assert decoding(layout, 64 // blocks, 3).flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
@@ -177,7 +186,7 @@ def test_autoencoder_as_counted(layout, blocks):
 def test_vq16_as_counted():
     with torch.device("meta"):
         vq = random_vq(VQTokenizer(kind="vq16"))
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with counting() as counter, torch.no_grad():
             vq.decode(torch.empty(1, VQ16.latent_channels, 8, 8), force_not_quantize=True)
     assert decoding(VQ16, 8, 3).flops == pytest.approx(counter.get_total_flops(), rel=0.002)
 
@@ -187,7 +196,7 @@ def test_a_dit_embeds_time_once_per_block_and_once_more():
     recipe = recipe_of(backbone=DIT, head=None, tokenizer=LATENTS, image_size=4, diffusion_steps=4)
     model = build_model(recipe).eval()
     tokens = torch.zeros(1, recipe.num_tokens, recipe.token_dim)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with counting() as counter, torch.no_grad():
         model.denoise(tokens, torch.tensor([3]), torch.tensor([0]))
     assert published_cost(recipe).part("decoder") / 4 == pytest.approx(counter.get_total_flops(), rel=0.002)
 
@@ -213,7 +222,7 @@ def test_sampling_as_counted(backbone, head, tokenizer, order, extra, cfg):
     engine = build_engine(system, name="plain", device=torch.device("cpu"), precision="fp32")
     batch = 2
     tape = engine.draw_tape(seed=0, indices=range(batch))
-    with FlopCounterMode(display=False) as counter:
+    with counting() as counter:
         engine.latents(labels=torch.zeros(batch, dtype=torch.long), tape=tape, on_step=None)
     counted = counter.get_total_flops() / batch
     assert plain_cost(recipe, batch_size=batch).flops == pytest.approx(counted, rel=0.01)

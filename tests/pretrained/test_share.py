@@ -135,7 +135,7 @@ def test_nothing_of_this_machine_travels_along(run: RunDir, tmp_path: Path) -> N
     )
     write_recipe(recipe, run.recipe_path)
     metadata = {"marcli": json.dumps({"recipe_text": recipe_text(recipe), "step": 3})}
-    tensors = load_file(run.weights_path)
+    tensors = {name: tensor.clone() for name, tensor in load_file(run.weights_path).items()}  # no view of the old file
     save_file(tensors, run.weights_path, metadata=metadata)
     warnings = [f"3 pictures of {tmp_path}/secret/images were skipped ({tmp_path}/secret/images/1.png: not an image)."]
     warnings += ["/home/me/stats.npz is old; see https://example.org/a/b", "~/secret/x: left out"]
