@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from marcli.data.columns import ColumnPictures
-from marcli.data.listing import EXTENSIONS, files_under
+from marcli.data.listing import EXTENSIONS, files_under, has_extension
 from marcli.errors import UsageError
 
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
@@ -15,7 +15,7 @@ SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "tes
 
 def find_parquet(folder: Path, *, split: str) -> list[Path]:
     """Return the parquet files under `folder`, sorted; only those named after `split` where any is."""
-    files = [Path(file) for file in files_under(folder) if file.lower().endswith(".parquet")]
+    files = [Path(file) for file in files_under(folder, {".parquet"})]
     of_split = [file for file in files if file.stem.split("-")[0] == split or split in file.relative_to(folder).parts]
     others = [file for file in files if file.stem.split("-")[0] in SPLIT_NAMES]
     if files and not of_split and others == files:
@@ -38,7 +38,8 @@ def open_folder(folder: Path, *, split: str) -> ColumnPictures:
         names, files, sizes = None, *_images(root)
         labels = [0] * len(files)
     else:
-        loose = [entry.name for entry in os.scandir(root) if entry.is_file() and _is_image(entry.name)]
+        beside = (entry.name for entry in os.scandir(root) if entry.is_file() and not entry.name.startswith("."))
+        loose = [name for name in beside if has_extension(name, EXTENSIONS)]
         if loose:
             raise UsageError(
                 f"{root} holds images beside its class folders ({min(loose)!r} is one): move them into a class folder"
@@ -77,9 +78,5 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _images(folder: Path | str) -> tuple[list[str], list[int]]:
     """Return the image files under `folder`, sorted, and their sizes in bytes."""
-    files = [file for file in files_under(folder) if _is_image(os.path.basename(file))]
+    files = files_under(folder, EXTENSIONS)
     return files, [os.stat(file).st_size for file in files]
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS

@@ -20,7 +20,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from marcli.data.crop import BrokenImageError, decode_square, picture_size
-from marcli.data.listing import EXTENSIONS
+from marcli.data.listing import EXTENSIONS, has_extension
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
 
@@ -205,7 +205,7 @@ def open_images(data: Data, *, labelled: bool = True) -> ImageSet:
                 pictures = open_parquet(parquet, data, labelled=labelled)
             else:
                 pictures = open_folder(path, split=data.split)
-        elif path.is_file() and path.suffix.lower() in EXTENSIONS:
+        elif path.is_file() and has_extension(path.name, EXTENSIONS):
             raise UsageError(f"data.path {data.path!r} is one picture: give the folder it lies in")
         elif path.is_file():
             pictures = open_parquet([path], data, labelled=labelled)

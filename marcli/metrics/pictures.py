@@ -66,7 +66,7 @@ def open_pictures(place: str, *, image_size: int | None) -> PictureSource:
         files = list_images(path)
         if files:
             return FolderPictures(path, files, crop_to=image_size)
-        if not any(file.lower().endswith(".parquet") for file in files_under(path)):
+        if not files_under(path, {".parquet"}):
             raise UsageError(f"{path} holds no images: check the path.")
     if place != "digits" and image_size is None:
         if not path.exists() and place.count("/") != 1:
@@ -95,7 +95,7 @@ def list_images(folder: Path) -> list[Path]:
 
     As in training, links to folders are followed and hidden entries are left out.
     """
-    files = [Path(file) for file in files_under(folder) if os.path.splitext(file)[1].lower() in EXTENSIONS]
+    files = [Path(file) for file in files_under(folder, EXTENSIONS)]
     if (folder / "samples.json").is_file():
         files = [path for path in files if SAMPLE_NAME.fullmatch(path.name)]
     return files
