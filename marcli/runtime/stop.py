@@ -15,7 +15,6 @@ from types import FrameType, TracebackType
 from marcli.errors import StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-Handler = Callable[[int, FrameType | None], None]
 _arrived: list[str] = []  # signals that `stop_at_once` raised for, should a library lose what was raised
 
 
@@ -43,10 +42,8 @@ class StopRequest:
     ) -> None:
         restore(self._previous)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            leave_terminal()
-        self.signal_name = self.signal_name or signal.Signals(number).name
+    def _remember(self, signal_name: str) -> None:
+        self.signal_name = self.signal_name or signal_name
 
 
 @contextmanager
@@ -77,10 +74,16 @@ def hangup_is_ignored() -> bool:
     return signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
-def handle_with(handler: Handler) -> dict[signal.Signals, object]:
-    """Install `handler` for the signals that ask to stop; return the handlers before it, for `restore`."""
+def handle_with(stop: Callable[[str], None]) -> dict[signal.Signals, object]:
+    """Have signals that ask to stop call `stop` with their name; return the handlers before it, for `restore`."""
+
+    def arrived(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
+        stop(signal.Signals(number).name)
+
     asking = [number for number in SIGNALS if number != signal.SIGHUP or not hangup_is_ignored()]
-    return {number: signal.signal(number, handler) for number in asking}
+    return {number: signal.signal(number, arrived) for number in asking}
 
 
 def restore(handlers: dict[signal.Signals, object]) -> None:
@@ -99,10 +102,8 @@ def leave_terminal() -> None:
     os.close(nowhere)
 
 
-def _stop_now(number: int, frame: FrameType | None) -> None:
-    if number == signal.SIGHUP:
-        leave_terminal()
-    _arrived.append(signal.Signals(number).name)
+def _stop_now(signal_name: str) -> None:
+    _arrived.append(signal_name)
     raise _stopped()
 
 

@@ -33,10 +33,10 @@ report_exit(int(code), f"sentence {code} of {os.environ['WORLD_SIZE']}")
 sys.exit(int(code))
 """
 PARENT = """
-import signal, sys
+import os, signal, sys
 from marcli.errors import MarcliError, StoppedError
 from marcli.runtime.launch import launch
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which may be ignored where tests are run
+signal.signal(signal.SIGHUP, signal.SIG_IGN if os.environ.get("NOHUP") else signal.SIG_DFL)
 for codes in sys.argv[2:]:
     try:
         print(launch([codes, sys.argv[1]], num_processes=2, module="worker"), flush=True)
@@ -84,6 +84,20 @@ def test_signals_reach_all_workers_and_none_is_orphaned(tmp_path: Path) -> None:
                 with pytest.raises(ProcessLookupError):
                     os.kill(worker, 0)
         assert parent.wait(timeout=60) == 0 and parent.stderr.read() == ""
+    finally:
+        parent.kill()
+
+
+def test_a_hangup_that_is_ignored_is_so_by_the_launcher_and_its_workers(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("NOHUP", "1")
+    parent = start(tmp_path, "stop,stop")
+    try:
+        while not all((tmp_path / f"pid-{rank}").is_file() for rank in (0, 1)):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        parent.send_signal(signal.SIGHUP)  # delivered before the other
+        parent.send_signal(signal.SIGTERM)
+        assert parent.stdout.readline() == "StoppedError stopped by SIGTERM\n"
     finally:
         parent.kill()
 
