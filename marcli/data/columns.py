@@ -74,7 +74,7 @@ def open_parquet(files: list[Path], data: Data, *, labelled: bool) -> ColumnPict
     for file in files:  # `datasets` would print a table of errors before it raises its own
         with file.open("rb") as opened:
             if opened.read(len(PARQUET)) != PARQUET:
-                raise MarcliError(f"{file} cannot be read as parquet: it does not begin as such a file")
+                raise UsageError(f"{file} is no parquet file: give one, a folder of pictures, a hub id or 'digits'")
     try:
         table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
     except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid, ValueError) as error:
@@ -86,7 +86,7 @@ def open_parquet(files: list[Path], data: Data, *, labelled: bool) -> ColumnPict
 
 def open_hub(data: Data, *, labelled: bool) -> ColumnPictures:
     """Open a hub data set, downloading it the first time; raises UsageError when there is none or no network."""
-    if data.path.startswith((".", "/", "~")) or data.path.count("/") > 1 or data.path.endswith(".parquet"):
+    if data.path.startswith((".", "/", "~")) or data.path.count("/") > 1 or data.path.endswith((".parquet", "/")):
         raise UsageError(f"data.path {data.path!r} does not exist: give a folder, a parquet file, a hub id or 'digits'")
     try:
         with _offline_unless_reachable(data.path):
