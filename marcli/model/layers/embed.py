@@ -67,7 +67,7 @@ def at_positions(
     table: Float[Tensor, "1 places width"], positions: Int[Tensor, "batch tokens"]
 ) -> Float[Tensor, "batch tokens width"]:
     """Rows of a position table."""
-    return table[0][positions]
+    return F.embedding(positions, table[0])  # its gradient is summed in one order, which indexing's is not on a CPU
 
 
 def take(
