@@ -121,11 +121,13 @@ def _worst(reports: dict[int, dict[str, Any]], num_processes: int, died: dict[in
     for report in reports.values():
         if report["code"] not in (0, STOPPED):
             return (UsageError if report["code"] == 2 else MarcliError)(report["sentence"])
-    silent = sorted(set(range(num_processes)) - set(reports))
+    silent = set(range(num_processes)) - set(reports)
     if silent:
-        code = died.get(silent[0], 0)
+        # One died by itself; the others may have been terminated for it before they could say a word.
+        rank = min(silent, key=lambda rank: (died.get(rank, -signal.SIGTERM) == -signal.SIGTERM, rank))
+        code = died.get(rank, 0)
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         why = " (often the system is out of memory)" if code == -signal.SIGKILL else ""
-        return MarcliError(f"Process {silent[0]} of {num_processes} died without a word, by {how}{why}")
+        return MarcliError(f"Process {rank} of {num_processes} died without a word, by {how}{why}")
     sentences = [report["sentence"] for report in reports.values() if report["code"] == STOPPED]
     return StoppedError(sentences[0] if sentences else "Stopped, after everything was done.")

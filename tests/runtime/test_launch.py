@@ -32,6 +32,8 @@ if code == "go":
     while not (folder / "go").exists():
         time.sleep(0.05)
     code = "0"
+if code == "wait":
+    time.sleep(600)
 if code == "-9":
     os.kill(os.getpid(), 9)
 report_exit(int(code), f"sentence {code} of {os.environ['WORLD_SIZE']}")
@@ -52,7 +54,7 @@ OUTCOMES = {
     "0,0": "None",
     "0,1": "MarcliError sentence 1 of 2",
     "2,0": "UsageError sentence 2 of 2",
-    "0,-9": "MarcliError Process 1 of 2 died without a word, by SIGKILL (often the system is out of memory)",
+    "wait,-9": "MarcliError Process 1 of 2 died without a word, by SIGKILL (often the system is out of memory)",
 }
 
 
