@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from marcli.cli.eval_plan import check_reference, plan_pictures, plan_statistics, plan_system
 from marcli.cli.launching import spread
 from marcli.cli.options import (
     AsJson,
@@ -13,6 +14,7 @@ from marcli.cli.options import (
     CfgSchedule,
     Classes,
     DiffusionSteps,
+    DryRun,
     Engine,
     FastPreset,
     Gpus,
@@ -32,6 +34,7 @@ from marcli.errors import UsageError
 
 if TYPE_CHECKING:
     from marcli.metrics.features import Extractor
+    from marcli.metrics.pictures import PictureSource
     from marcli.runtime.accelerator import Processes
     from marcli.sampling.engine.build import EngineName
 
@@ -87,6 +90,7 @@ def eval_fid(
     processes: NumProcesses = 1,
     precision: Precision = "auto",
     push_to: PushTo = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure FID, Inception Score, precision, recall and KID of a run, a folder or an npz.
@@ -110,9 +114,21 @@ def eval_fid(
     count, seed_list = parse_count(num), parse_seeds(seeds)
     check_push(push_to)
     run = run_to_share(names, images=images, make_stats=make_stats) if push_to is not None else None
+    from marcli.metrics.evaluate import PAPER_NUM
+
+    if dry_run:
+        what = dict(reference=reference, features=features, as_json=as_json)
+        if make_stats is not None:
+            source = statistics_source(names[0] if names else str(images), overrides, image_size=image_size)
+            plan_statistics(source, make_stats, num=count, as_json=as_json)
+        elif images is not None:
+            plan_pictures(images, results_folder(images, out), image_size=image_size, num=count, **what)
+        else:
+            made = dict(num=count or PAPER_NUM, seeds=seed_list, classes=classes)
+            plan_system(names[0] if names else None, overrides=overrides, weights=weights, out=out, **made, **what)
+        return
     spread(gpus=gpus, processes=processes)
 
-    from marcli.metrics.evaluate import PAPER_NUM
     from marcli.metrics.features import build_extractor
     from marcli.runtime.accelerator import start_processes
 
@@ -247,17 +263,9 @@ def make_statistics(
     image_size: int | None,
 ) -> tuple[list[str], dict]:
     """Write the statistics of a folder, an npz, a data set, or the data of a recipe or run."""
-    from marcli.metrics.pictures import open_pictures, training_pictures
     from marcli.metrics.references import measure, write_statistics
-    from marcli.recipe.reader import read_recipe
 
-    recipe = Path(place) / "recipe.yaml" if (Path(place) / "recipe.yaml").is_file() else Path(place)
-    if recipe.suffix in (".yaml", ".yml"):
-        source = training_pictures(read_recipe(recipe, overrides).data)
-    elif overrides:
-        raise UsageError(f"{overrides[0]} changes a recipe, but {place} is none: --image-size crops pictures.")
-    else:
-        source = open_pictures(place, image_size=image_size)
+    source = statistics_source(place, overrides, image_size=image_size)
     reference = measure(source, extractor, num=num, processes=team, workers=READERS)
     if reference is None:
         return [], {}
@@ -265,6 +273,24 @@ def make_statistics(
     count = reference.gaussian.count
     lines = [f"Statistics of {count:,} pictures from {source.name}: {path}, described in {beside}"]
     return lines, {"stats": path, "description": beside, **reference.record()}
+
+
+def statistics_source(place: str, overrides: list[str], *, image_size: int | None) -> "PictureSource":
+    """Open a folder, an npz or a data set, or the data of a recipe or run."""
+    from marcli.metrics.pictures import open_pictures, training_pictures
+    from marcli.recipe.reader import read_recipe
+
+    recipe = Path(place) / "recipe.yaml" if (Path(place) / "recipe.yaml").is_file() else Path(place)
+    if recipe.suffix in (".yaml", ".yml"):
+        return training_pictures(read_recipe(recipe, overrides).data)
+    if overrides:
+        raise UsageError(f"{overrides[0]} changes a recipe, but {place} is none: --image-size crops pictures.")
+    return open_pictures(place, image_size=image_size)
+
+
+def results_folder(images: str, out: Path | None) -> Path:
+    """Where the results of pictures that exist go."""
+    return out or Path(images.rstrip("/") + ".eval")
 
 
 def measure_pictures(
@@ -288,7 +314,7 @@ def measure_pictures(
     source = open_pictures(place, image_size=image_size)
     indices = chosen_indices(source, num)
     against = open_reference(reference, extractor, image_size=source.image_size, processes=team, workers=READERS)
-    folder = out or Path(place.rstrip("/") + ".eval")
+    folder = results_folder(place, out)
     collected = collect_pictures(source, indices, extractor, folder=folder, processes=team, workers=READERS)
     if collected is None or against is None:
         return [], {}
@@ -330,11 +356,7 @@ def measure_system(
 
     with team.main_first():
         system = load_system(spec, weights=weights, overrides=overrides)
-    if reference is None and not Path(system.name).is_dir():
-        raise UsageError(
-            f"{system.name} does not come with the pictures it was trained on: give --reference, for ImageNet ADM's "
-            "VIRTUAL_imagenet256_labeled.npz."
-        )
+    check_reference(system.name, reference)
     size = system.recipe.data.image_size
     wanted = chosen_classes(classes, system.recipe)
     against = open_reference(

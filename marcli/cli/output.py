@@ -36,23 +36,36 @@ def only_finite(value: Any) -> Any:
 
 
 def print_plan(
-    recipe: "Recipe", places: Mapping[str, Path], *, flops_per_image: float | None = None, as_json: bool
+    recipe: "Recipe",
+    places: Mapping[str, Path],
+    *,
+    flops_per_image: float | None = None,
+    facts: Mapping[str, Any] | None = None,
+    as_json: bool,
 ) -> None:
-    """Print the resolved recipe, its parameter counts, its work and the `places` a command would write to or read."""
+    """Print the resolved recipe, its parameter counts, its work, and what `print_intent` prints."""
     from marcli.recipe.reader import recipe_text
 
     parameters = count_parameters(recipe)
     typer.echo(recipe_text(recipe), nl=False)
     typer.echo(f"# tokens: {recipe.num_tokens} of {recipe.token_dim} channels")
     typer.echo("# parameters: " + ", ".join(f"{name} {count:,}" for name, count in parameters.items()))
+    record = {"recipe": recipe.model_dump(mode="json"), "parameters": parameters}
     if flops_per_image is not None:
         typer.echo(f"# work: {flops_per_image / 1e12:.3g} TFLOP per image")
+        record["flops_per_image"] = flops_per_image
+    print_intent(facts or {}, places, record=record, as_json=as_json)
+
+
+def print_intent(
+    facts: Mapping[str, Any], places: Mapping[str, Path], *, record: Mapping[str, Any], as_json: bool
+) -> None:
+    """Print `facts` and the `places` a command would write to or read; as JSON they come behind `record`."""
+    for name, fact in facts.items():
+        typer.echo(f"# {name}: {fact}")
     for name, place in places.items():
         typer.echo(f"# {name}: {place}{'' if place.exists() else ' (not there yet)'}")
-    record = {"recipe": recipe.model_dump(mode="json"), "parameters": parameters, "places": dict(places)}
-    if flops_per_image is not None:
-        record["flops_per_image"] = flops_per_image
-    print_result([], record, as_json=as_json)
+    print_result([], {**record, **facts, "places": dict(places)}, as_json=as_json)
 
 
 def count_parameters(recipe: "Recipe") -> dict[str, int]:

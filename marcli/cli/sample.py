@@ -72,7 +72,8 @@ def sample(
     )
     if out is not None:
         check_place(out)
-    spread(gpus=gpus, processes=processes)
+    if not dry_run:
+        spread(gpus=gpus, processes=processes)
 
     from marcli.recipe.approximate import approximation_lines
     from marcli.sampling.load import load_system

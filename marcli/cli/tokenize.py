@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from marcli.cli.options import AsJson, Gpus, Precision
-from marcli.cli.output import print_result
+from marcli.cli.output import print_intent, print_result
 from marcli.errors import UsageError
 from marcli.runtime.writable import check_place
 
@@ -82,7 +82,7 @@ def tokenize(
             raise UsageError(f"{error}: give --image-size") from None
     images = open_images(section, labelled=False)
     if dry_run:
-        print_intent(sections, section, min(num, len(images)), out, as_json=as_json)
+        print_settings(sections, section, min(num, len(images)), out, as_json=as_json)
         return
     team = start_processes(precision="fp32" if precision == "auto" else precision, gpus=gpus)
     extractor = find_extractor(features, inception, team.device)
@@ -99,22 +99,22 @@ def tokenize(
     report(results, originals, pictures, notes, images=images, out=out, as_json=as_json)
 
 
-def print_intent(sections: "list[TokenizerSection]", data: "Data", num: int, out: Path, *, as_json: bool) -> None:
+def print_settings(sections: "list[TokenizerSection]", data: "Data", num: int, out: Path, *, as_json: bool) -> None:
     """Print what would be judged on which pictures, and the places that would be written."""
     from marcli.recipe.yaml_text import dump_yaml
 
-    places = {"picture": out / "roundtrip.png", "record": out / "tokenize.json"}
+    tokenizers = [part.model_dump(mode="json") for part in sections]
+    typer.echo(dump_yaml({"tokenizers": tokenizers}), nl=False)
+    pictures = f"{num:,} of {data.path}, {data.image_size} pixels a side, {data.channels} channels"
     record = {
-        "tokenizers": [part.model_dump(mode="json") for part in sections],
+        "tokenizers": tokenizers,
         "data": data.path,
         "image_size": data.image_size,
         "channels": data.channels,
         "images": num,
     }
-    lines = [dump_yaml({"tokenizers": record["tokenizers"]}).rstrip("\n")]
-    lines.append(f"# pictures: {num:,} of {data.path}, {data.image_size} pixels a side, {data.channels} channels")
-    lines += [f"# {name}: {place}{'' if place.exists() else ' (not there yet)'}" for name, place in places.items()]
-    print_result(lines, {**record, "places": places}, as_json=as_json)
+    places = {"picture": out / "roundtrip.png", "record": out / "tokenize.json"}
+    print_intent({"pictures": pictures}, places, record=record, as_json=as_json)
 
 
 def read_data(data: str, overrides: list[str], *, split: str) -> "tuple[Data, list[TokenizerSection] | None]":

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from marcli.cli.app import run
+from tests.model import tiny
+from tests.sampling.runs import write_run
 
 PLACES = {
     "train": {"run", "weights", "metrics", "checkpoints", "samples"},
@@ -38,3 +40,72 @@ def test_a_training_says_its_work(capsys: pytest.CaptureFixture[str]) -> None:
     flops = json.loads(capsys.readouterr().out.splitlines()[-1])["flops_per_image"]
     encoder, decoder, head = 12 * 85.1e6 / 12 * (64 + 34), 12 * 85.1e6 / 12 * 320, 4 * 222 * 35.7e6
     assert flops == pytest.approx(6 * (encoder + decoder + head), rel=0.15)
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "tiny", tiny.recipe("masked", "random", "diffusion"))
+
+
+@pytest.mark.parametrize(
+    ("given", "facts", "place"),
+    [
+        (
+            ["--images", "digits", "--num", "100"],
+            "# pictures: 100 of digits, 8 pixels a side\n# reference: digits\n",
+            "results",
+        ),
+        (
+            ["recipes/digits.yaml", "--make-stats", "s.npz"],
+            "# pictures: 1,797 of digits, 8 pixels a side\n",
+            "statistics",
+        ),
+    ],
+)
+def test_an_evaluation_says_its_pictures_before_any_network_is_there(
+    given: list[str],
+    facts: str,
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Inception's weights cannot be had here, and are not missed."""
+    monkeypatch.chdir(tmp_path)
+    reference = [] if "--make-stats" in given else ["--reference", "digits"]
+    assert run(["eval-fid", *given, *reference, "--dry-run", "--json"]) == 0
+    text = capsys.readouterr().out
+    assert facts in text and f"# {place}: " in text
+    assert set(json.loads(text.splitlines()[-1])["places"]) == {place}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_of_a_run_says_its_recipe_and_settings(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        "eval-fid",
+        str(finished_run),
+        "--num",
+        "20",
+        "--seeds",
+        "0,1",
+        "--classes",
+        "3,7",
+        "--cfg",
+        "2",
+        "--dry-run",
+    ]
+    assert run(given) == 0
+    text = capsys.readouterr().out
+    assert "  cfg: 2.0\n" in text and "# parameters: total " in text
+    assert "# pictures: 20 of each of 2 seeds, 2 classes in turn\n# reference: digits\n# features: inception\n" in text
+    assert f"# results: {finished_run / 'eval'} (not there yet)\n" in text and not (finished_run / "eval").exists()
+
+
+def test_an_evaluation_without_anything_to_compare_with_is_refused(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = finished_run / "weights.safetensors"
+    assert run(["eval-fid", str(weights), "--dry-run"]) == 2
+    assert "give --reference" in capsys.readouterr().err
