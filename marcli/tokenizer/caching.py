@@ -1,7 +1,7 @@
 """Encode a data set once, by any number of processes, each on its own device.
 
-Process r of n encodes the pending shards r, r+n, ...; nothing is exchanged while encoding. The main process waits for
-the records of the others and writes the manifest, so a cache is complete or says that it is not.
+The pending shards are dealt out in turn; nothing is exchanged while encoding. The main process waits for the records of
+the others and writes the manifest, so a cache is complete or says that it is not.
 """
 
 import time
@@ -123,10 +123,12 @@ def _encode_share(
     stop: StopRequest,
     look: Callable[[], None],
 ) -> None:
-    """Encode this process's pending shards; whose a shard is depends on its number alone."""
+    """Encode this process's share of the pending shards."""
     plan = read_plan(folder)
     recorded = recorded_shards(folder, plan)
-    mine = [shard for shard in range(processes.rank, plan.num_shards, processes.world_size) if shard not in recorded]
+    pending = [shard for shard in range(plan.num_shards) if shard not in recorded]
+    processes.wait()  # nobody records a shard before everybody has seen the same ones
+    mine = pending[processes.rank :: processes.world_size]
 
     @torch.inference_mode()
     def encode(pixels: Tensor) -> Tensor:

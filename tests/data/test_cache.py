@@ -4,8 +4,12 @@ import errno
 import json
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +26,7 @@ from marcli.errors import MarcliError, UsageError
 from marcli.recipe.reader import read_recipe
 from marcli.recipe.schema import Recipe
 from marcli.runtime.accelerator import Processes, start_processes
+from marcli.tokenizer import caching
 from marcli.tokenizer.build import build_tokenizer
 from marcli.tokenizer.caching import cache_latents
 
@@ -147,36 +152,72 @@ def test_a_killed_attempt_ends_with_the_same_bytes(make, whole, tmp_path, monkey
     assert report.manifest["hash"] == LatentCache(whole, verify=False).hash
 
 
-def test_several_processes_make_the_same_cache(processes, whole, tmp_path) -> None:
-    folder, encoded = tmp_path / "team", []
-    recipe = recipe_for(folder, *FLIPPED)
-    images = open_images(recipe.data)
+@dataclass
+class Member:
+    """As one of several `Processes`, each in a thread of its own."""
 
-    @dataclass
-    class Member:
-        """As `Processes`; the first one lets the others work while it waits for them."""
+    rank: int
+    barrier: threading.Barrier
+    processes: Processes
 
-        rank: int
-        world_size: int = 3
-        device: torch.device = processes.device
-        accelerator: object = processes.accelerator
-        precision: str = "fp32"
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.processes, name)
 
-        @property
-        def is_main(self) -> bool:
-            return self.rank == 0
+    @property
+    def world_size(self) -> int:
+        return self.barrier.parties
 
-        def wait(self) -> None:
-            if self.is_main:
-                for rank in (1, 2):
-                    before = cache_writer.count_recorded(folder)
-                    assert cache_latents(recipe, images, folder=folder, processes=Member(rank)) is None
-                    encoded.append(cache_writer.count_recorded(folder) - before)
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
 
-    report = cache_latents(recipe, images, folder=folder, processes=Member(0))
-    assert encoded == [3, 2]
+    def wait(self) -> None:
+        self.barrier.wait(60)
+
+
+@pytest.fixture
+def team(processes, monkeypatch):
+    """A function that caches with several members; returns the main one's report and every member's shards."""
+    monkeypatch.setattr(caching, "StopRequest", lambda: nullcontext(SimpleNamespace(requested=False)))
+
+    def make_cache(recipe: Recipe, folder: Path, size: int):
+        encoded = {rank: [] for rank in range(size)}
+        barrier = threading.Barrier(size)
+        members = [Member(rank, barrier, processes) for rank in range(size)]
+        images, write = open_images(recipe.data), cache_writer.write_shard
+
+        def noted(folder, plan, shard, *rest) -> None:
+            encoded[int(threading.current_thread().name)].append(shard)
+            write(folder, plan, shard, *rest)
+
+        def take_part(member: Member):
+            threading.current_thread().name = str(member.rank)
+            return cache_latents(recipe, images, folder=folder, processes=member)
+
+        with monkeypatch.context() as patched, ThreadPoolExecutor(size) as threads:
+            patched.setattr(caching, "write_shard", noted)
+            report, *others = [future.result() for future in [threads.submit(take_part, each) for each in members]]
+        assert others == [None] * (size - 1)
+        return report, encoded
+
+    return make_cache
+
+
+def test_several_processes_make_the_same_cache(team, whole, tmp_path) -> None:
+    folder = tmp_path / "team"
+    report, encoded = team(recipe_for(folder, *FLIPPED), folder, 3)
+    assert encoded == {0: [0, 3, 6], 1: [1, 4, 7], 2: [2, 5]}
     assert report.manifest["hash"] == LatentCache(whole, verify=False).hash
     assert LatentCache(folder, verify=True).num_images == 1797
+
+
+def test_what_is_left_of_an_earlier_attempt_is_shared_evenly(team, whole, copied) -> None:
+    """Even where one member had made all that is there."""
+    for shard in (1, 2, 4, 5, 7):
+        cache_writer.shard_record(copied, shard).unlink()
+    report, encoded = team(recipe_for(copied, *FLIPPED), copied, 3)
+    assert encoded == {0: [1, 5], 1: [2, 7], 2: [4]}
+    assert report.manifest["hash"] == LatentCache(whole, verify=False).hash
 
 
 @pytest.mark.parametrize(
