@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from marcli.model.head.base import Head, HeadSampling
 from marcli.model.head.denoiser import DenoisingMLP, ResidualBlock
-from marcli.model.head.diffusion import DiffusionHead
+from marcli.model.head.diffusion import DiffusionHead, num_draws
 from marcli.model.layers.block import NORM_EPS
 from marcli.model.process.gaussian import GaussianProcess
 from marcli.model.process.solvers import make_solver, process_for
@@ -41,7 +41,7 @@ class FastDiffusionHead(Head):
         self, generator: Generator, num_tokens: int, num_steps: int, settings: HeadSampling
     ) -> Float[Tensor, "tokens draws dim"]:
         """The plain head's tape."""
-        return DiffusionHead.noise(self, generator, num_tokens, num_steps, settings)
+        return torch.randn(num_tokens, 1 + num_draws(self.process, settings), self.token_dim, generator=generator)
 
     def sample(
         self,
