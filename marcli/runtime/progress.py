@@ -18,7 +18,7 @@ class Progress:
 
     def __init__(self, *, title: str, total: int, unit: str, shown: bool, done: int = 0) -> None:
         self.title, self.total, self.unit, self.shown = title, total, unit, shown
-        self.done = self._first = done
+        self.done = self._first = self._told = done
         self._console = Console(stderr=True, highlight=False)
         self._facts = ""
         self._bar: Bar | None = None
@@ -60,7 +60,7 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        elif self.shown and self.done > self._first:
+        elif self.shown and self.done > self._told:
             self._print_line()
 
     def line(self) -> str:
@@ -72,7 +72,7 @@ class Progress:
         return "  ".join(part for part in (*parts, self._facts) if part)
 
     def _print_line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._told = time.monotonic(), self.done
         self._console.print(self.line(), markup=False, soft_wrap=True)
 
     def _rate(self) -> float:

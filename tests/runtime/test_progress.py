@@ -10,14 +10,27 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     with Progress(title="train", total=1_000, unit="step", shown=True, done=200) as progress:
-        for _ in range(4):
+        for _ in range(3):
             now[0] += 6
             progress.advance(24, loss="0.5")
         progress.say("[saved] here")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "train: 248 of 1,000 step  4.0 step/s  0:03:08 left  loss 0.5"
-    assert lines[2] == "[saved] here"
-    assert len(lines) == 4 and lines[3].startswith("train: 296 of 1,000")
+    assert lines[1] == "[saved] here"
+    assert len(lines) == 3 and lines[2].startswith("train: 272 of 1,000")
+
+
+def test_the_last_line_comes_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with Progress(title="bench", total=2, unit="batches", shown=True) as progress:
+        for _ in range(2):
+            now[0] += 10
+            progress.advance()
+    assert [line.split(" batches")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "bench: 1 of 2",
+        "bench: 2 of 2",
+    ]
 
 
 def test_slow_rates_read_as_seconds_and_other_processes_are_silent(monkeypatch, capsys) -> None:
