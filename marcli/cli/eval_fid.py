@@ -114,21 +114,20 @@ def eval_fid(
     count, seed_list = parse_count(num), parse_seeds(seeds)
     check_push(push_to)
     run = run_to_share(names, images=images, make_stats=make_stats) if push_to is not None else None
-    from marcli.metrics.evaluate import PAPER_NUM
-
     if dry_run:
         what = dict(reference=reference, features=features, as_json=as_json)
         if make_stats is not None:
             source = statistics_source(names[0] if names else str(images), overrides, image_size=image_size)
-            plan_statistics(source, make_stats, num=count, as_json=as_json)
+            plan_statistics(source, make_stats, features=features, num=count, as_json=as_json)
         elif images is not None:
             plan_pictures(images, results_folder(images, out), image_size=image_size, num=count, **what)
         else:
-            made = dict(num=count or PAPER_NUM, seeds=seed_list, classes=classes)
+            made = dict(num=count, seeds=seed_list, classes=classes)
             plan_system(names[0] if names else None, overrides=overrides, weights=weights, out=out, **made, **what)
         return
     spread(gpus=gpus, processes=processes)
 
+    from marcli.metrics.evaluate import PAPER_NUM
     from marcli.metrics.features import build_extractor
     from marcli.runtime.accelerator import start_processes
 

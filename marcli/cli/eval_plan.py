@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from marcli.metrics.pictures import PictureSource
 
 
-def plan_statistics(source: "PictureSource", path: Path, *, num: int | None, as_json: bool) -> None:
+def plan_statistics(source: "PictureSource", path: Path, *, features: str, num: int | None, as_json: bool) -> None:
     """Print what `--make-stats` would measure."""
-    print_intent({"pictures": chosen(source, num)}, {"statistics": path}, record={}, as_json=as_json)
+    facts = {"pictures": chosen(source, num), "features": known(features)}
+    print_intent(facts, {"statistics": path}, record={}, as_json=as_json)
 
 
 def plan_pictures(
@@ -30,7 +31,7 @@ def plan_pictures(
     from marcli.metrics.pictures import open_pictures
 
     pictures = chosen(open_pictures(images, image_size=image_size), num)
-    facts = {"pictures": pictures, "reference": reference, "features": features}
+    facts = {"pictures": pictures, "reference": reference, "features": known(features)}
     print_intent(facts, {"results": folder}, record={}, as_json=as_json)
 
 
@@ -41,6 +42,14 @@ def chosen(source: "PictureSource", num: int | None) -> str:
     return f"{len(chosen_indices(source, num)):,} of {source.name}, {source.image_size} pixels a side"
 
 
+def known(features: str) -> str:
+    """Return `features`; raises UsageError for a name that no extractor has."""
+    from marcli.metrics.features import check_features
+
+    check_features(features)
+    return features
+
+
 def plan_system(
     spec: str | None,
     *,
@@ -48,25 +57,26 @@ def plan_system(
     weights: Literal["ema", "raw"],
     reference: str | None,
     features: str,
-    num: int,
+    num: int | None,
     seeds: Sequence[int],
     classes: str,
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Print the recipe of a run and what would be measured of pictures that it makes."""
+    from marcli.metrics.evaluate import PAPER_NUM
     from marcli.sampling.evaluation import evaluation_folder
-    from marcli.sampling.load import load_system
+    from marcli.sampling.load import name_system
     from marcli.sampling.sample import chosen_classes
 
-    system = load_system(spec, weights=weights, overrides=overrides)
+    system = name_system(spec, weights=weights, overrides=overrides)
     check_reference(system.name, reference)
     wanted = chosen_classes(classes, system.recipe)
     each = "" if len(seeds) == 1 else f" of each of {len(seeds)} seeds"
     facts = {
-        "pictures": f"{num:,}{each}, {len(wanted)} classes in turn",
+        "pictures": f"{num or PAPER_NUM:,}{each}, {len(wanted)} classes in turn",
         "reference": reference or system.recipe.data.path,
-        "features": features,
+        "features": known(features),
     }
     print_plan(system.recipe, {"results": out or evaluation_folder(system)}, facts=facts, as_json=as_json)
 

@@ -76,11 +76,13 @@ def sample(
         spread(gpus=gpus, processes=processes)
 
     from marcli.recipe.approximate import approximation_lines
-    from marcli.sampling.load import load_system
+    from marcli.sampling.load import load_system, name_system
     from marcli.sampling.sample import chosen_classes, default_folder
     from marcli.sampling.sample import sample as write_samples
 
-    system = load_system(names[0] if names else None, weights=weights, overrides=overrides)
+    system = (name_system if dry_run else load_system)(
+        names[0] if names else None, weights=weights, overrides=overrides
+    )
     wanted = chosen_classes(classes, system.recipe)
     folder = out or default_folder(system, seed=seed, classes=wanted)
     if dry_run:

@@ -85,6 +85,7 @@ def build_extractor(
 
     `protocol` and `inception` concern Inception, `feature_weights` (a local file) the models of timm.
     """
+    check_features(features)
     if features == "inception":
         from marcli.metrics.inception import inception_extractor
 
@@ -93,12 +94,17 @@ def build_extractor(
         return pixel_extractor()
     if features == "dinov2" or features.startswith("timm:"):
         return timm_extractor(features, weights=feature_weights, device=device)
-    path = Path(features).expanduser()
-    if path.is_file():
-        return torchscript_extractor(path, device=device)
-    raise UsageError(
-        f"--features {features!r} is neither inception, dinov2, pixels, timm:NAME nor a TorchScript file that exists."
-    )
+    return torchscript_extractor(Path(features).expanduser(), device=device)
+
+
+def check_features(features: str) -> None:
+    """Raise UsageError for a name that no extractor has."""
+    is_known = features in ("inception", "pixels", "dinov2") or features.startswith("timm:")
+    if not is_known and not Path(features).expanduser().is_file():
+        raise UsageError(
+            f"--features {features!r} is neither inception, dinov2, pixels, timm:NAME nor a TorchScript file that "
+            "exists."
+        )
 
 
 def pixel_extractor() -> Extractor:

@@ -25,13 +25,28 @@ def find_model(name: str) -> tuple[Path, PublishedModel]:
     Raises MarcliError when it is neither here nor reachable, or when its hash is not the known one.
     """
     model = MODELS[name]
-    folder = published_folder(name)
-    for local_name in model.local_names:
-        if (folder / local_name).is_file():
-            return folder / local_name, model
+    here = local_copy(name)
+    if here is not None:
+        return here, model
     if model.note is not None:
         log.warning(model.note)
-    return fetch(model.file, place=folder / model.local_names[0], elsewhere=model.elsewhere), model
+    place = published_folder(name) / model.local_names[0]
+    return fetch(model.file, place=place, elsewhere=model.elsewhere), model
+
+
+def local_copy(name: str) -> Path | None:
+    """Return the copy of a published model that someone put in its place, or None."""
+    paths = [published_folder(name) / local_name for local_name in MODELS[name].local_names]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def must_be_downloaded(name: str) -> bool:
+    """Whether a published model is neither in its place nor in the hub's cache."""
+    import huggingface_hub
+
+    file = MODELS[name].file
+    cached = huggingface_hub.try_to_load_from_cache(file.repo, file.name, revision=file.revision)
+    return local_copy(name) is None and not isinstance(cached, str)
 
 
 def find_tokenizer_weights(kind: str, weights: str | None) -> Path:

@@ -25,10 +25,14 @@ class HubFile:
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A model known by name: its recipe, its file, and the names under which a local copy is recognised."""
+    """A model known by name: its recipe, its file, and the names under which a local copy is recognised.
+
+    `sets` are the weights in the hub's file, of 'ema' and 'raw'.
+    """
 
     recipe: str
     file: HubFile
+    sets: tuple[str, ...]
     local_names: tuple[str, ...]
     elsewhere: str
     note: str | None = None
@@ -51,12 +55,14 @@ MODELS = {
             revision=MAR_AUTHORS_REVISION,
             sha256="7e970a33bc90353e2fabe3498ed1f2d194dd8d17cd387665f80b2984dfca538c",
         ),
+        sets=("ema", "raw"),
         local_names=("checkpoint-last.pth", "mar-base.safetensors"),
         elsewhere=MAR_LINKS,
     ),
     "mar-l": PublishedModel(
         recipe="mar_l",
         file=HubFile(repo=MAR_MIRROR, name="mar-large.safetensors"),
+        sets=("raw",),
         local_names=("checkpoint-last.pth", "mar-large.safetensors"),
         elsewhere=MAR_LINKS,
         note=only_converted("MAR-L", "mar-large.safetensors"),
@@ -64,6 +70,7 @@ MODELS = {
     "mar-h": PublishedModel(
         recipe="mar_h",
         file=HubFile(repo=MAR_MIRROR, name="mar-huge.safetensors"),
+        sets=("raw",),
         local_names=("checkpoint-last.pth", "mar-huge.safetensors"),
         elsewhere=MAR_LINKS,
         note=only_converted("MAR-H", "mar-huge.safetensors"),
@@ -71,6 +78,7 @@ MODELS = {
     "dit-xl-2": PublishedModel(
         recipe="dit_xl_2",
         file=HubFile(repo="facebook/DiT-XL-2-256", name="transformer/diffusion_pytorch_model.bin"),
+        sets=("ema",),
         local_names=("DiT-XL-2-256x256.pt", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
         elsewhere="https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt",
     ),

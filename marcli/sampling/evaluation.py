@@ -18,7 +18,7 @@ from marcli.runtime.accelerator import Processes
 from marcli.sampling.engine.build import EngineName, build_engine
 from marcli.sampling.engine.compiled import compiling_pays
 from marcli.sampling.generate import generate, micro_batches
-from marcli.sampling.system import System
+from marcli.sampling.system import Named, System
 
 
 def system_settings(system: System) -> dict[str, object]:
@@ -32,7 +32,7 @@ def system_settings(system: System) -> dict[str, object]:
     }
 
 
-def evaluation_folder(system: System) -> Path:
+def evaluation_folder(system: Named | System) -> Path:
     """Return where a system's evaluations lie: in its run, or under eval/ for weights that came from elsewhere."""
     run = Path(system.name)
     return run / "eval" if run.is_dir() else Path("eval") / system.recipe.name

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from marcli.errors import MarcliError, UsageError
 from marcli.model.build import build_model
-from marcli.pretrained.converted import convert_once
-from marcli.pretrained.hub import HUB_PREFIX, fetch_shared, find_model
+from marcli.pretrained.converted import UNGUIDED, convert_once
+from marcli.pretrained.hub import HUB_PREFIX, fetch_shared, find_model, must_be_downloaded
 from marcli.pretrained.published import MODELS
 from marcli.pretrained.safe import assign_strictly
 from marcli.recipe.reader import read_recipe, recipe_from_text, shipped_recipe
@@ -28,13 +28,14 @@ from marcli.runtime.rundir import RunDir, newest_run
 from marcli.runtime.seeding import item_seed
 from marcli.runtime.skeleton import NothingDrawn, skeletons
 from marcli.sampling.naming import FOREIGN, run_of_checkpoint, unknown
-from marcli.sampling.system import System
+from marcli.sampling.system import Named, System
 from marcli.tokenizer.base import Tokenizer
 from marcli.tokenizer.build import build_tokenizer
 
 log = logging.getLogger("marcli")
 
 DEFAULT = "mar-l"
+NO_RUN = f"There is no run under runs/, so the published {DEFAULT} is used."
 Weights = Literal["ema", "raw"]
 
 
@@ -63,9 +64,7 @@ def load_system(spec: str | None, *, weights: Weights, overrides: Sequence[str])
         UsageError: `spec` names nothing, or an override is not of `sample`
         MarcliError: a part is missing, damaged, does not fit, or was made with another tokenizer
     """
-    for override in overrides:
-        if not override.startswith("sample."):
-            raise UsageError(f"{override}: only sample.* can be changed for trained weights; the rest comes with them.")
+    check_overrides(overrides)
     found = find(spec, overrides)
     held = sets_of(found.weights)
     chosen, note = choose(weights, held, found)
@@ -81,6 +80,31 @@ def load_system(spec: str | None, *, weights: Weights, overrides: Sequence[str])
         weights_sha256=found.weights_sha256,
         note="; ".join(notes) or None,
     )
+
+
+def name_system(spec: str | None, *, weights: Weights, overrides: Sequence[str]) -> Named:
+    """Return what `load_system` would load, without loading it; a published file is not downloaded for it.
+
+    Raises as `load_system` does for what can be known beforehand.
+    """
+    check_overrides(overrides)
+    if spec is None and newest_run() is None:
+        log.warning(NO_RUN)
+        spec = DEFAULT
+    if spec in MODELS and must_be_downloaded(spec):
+        model = MODELS[spec]
+        log.warning("%s would be downloaded from %s.", model.file.name, model.file.repo)
+        recipe = published_recipe(model.recipe, (), UNGUIDED.get(model.recipe, ()), overrides)
+        return Named(spec, recipe, weights if weights in model.sets else model.sets[0])
+    found = find(spec, overrides)
+    return Named(found.name, found.recipe, choose(weights, sets_of(found.weights), found)[0])
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raise UsageError for a key that belongs to training."""
+    for override in overrides:
+        if not override.startswith("sample."):
+            raise UsageError(f"{override}: only sample.* can be changed for trained weights; the rest comes with them.")
 
 
 def random_system(recipe: Recipe, *, tokenizer: Tokenizer, seed: int) -> System:
@@ -129,7 +153,7 @@ def find_default(overrides: Sequence[str]) -> Found:
     if run is not None:
         log.info("Using %s, the newest run.", run.path)
         return find_run(str(run.path), run.path, overrides)
-    log.warning("There is no run under runs/, so the published %s is used.", DEFAULT)
+    log.warning(NO_RUN)
     return find(DEFAULT, overrides)
 
 
@@ -174,18 +198,23 @@ def find_weights_file(path: Path, overrides: Sequence[str]) -> Found:
 def find_published(name: str, path: Path, overrides: Sequence[str], *, note: str | None) -> Found:
     """A published file: converted once, its recipe is the shipped one."""
     converted = convert_once(path)
-    shipped = shipped_recipe(converted.recipe)
-    recipe = read_recipe(shipped, [*converted.overrides, *overrides])
-    if recipe.sample.cfg == 1:  # the authors sample differently without guidance; what the user says goes first
-        recipe = read_recipe(shipped, [*converted.overrides, *converted.unguided, *overrides])
     return Found(
         name=name,
-        recipe=recipe,
+        recipe=published_recipe(converted.recipe, converted.overrides, converted.unguided, overrides),
         weights=converted.weights,
         weights_sha256=converted.source_sha256,
         tokenizer=None,
         note=None if "ema" in converted.sets else note,
     )
+
+
+def published_recipe(name: str, own: Sequence[str], unguided: Sequence[str], overrides: Sequence[str]) -> Recipe:
+    """The shipped recipe under a file's `own` settings and the user's; `unguided` count where there is no guidance."""
+    shipped = shipped_recipe(name)
+    recipe = read_recipe(shipped, [*own, *overrides])
+    if recipe.sample.cfg > 1:
+        return recipe
+    return read_recipe(shipped, [*own, *unguided, *overrides])  # what the user says goes first
 
 
 def check_manifest(folder: Path, name: str) -> None:

@@ -19,7 +19,7 @@ from marcli.sampling.animation import Animation
 from marcli.sampling.engine.base import Engine
 from marcli.sampling.folder import finish_folder, missing_batches, prepare_folder
 from marcli.sampling.generate import class_of, generate, micro_batches
-from marcli.sampling.system import System
+from marcli.sampling.system import Named, System
 
 NAMED = {"steps", "cfg", "temperature", "diffusion_steps"}  # settings that every default folder names
 LONGEST_LIST = 40  # characters of classes in a folder's name; longer lists are hashed
@@ -126,7 +126,7 @@ def chosen_classes(text: str, recipe: Recipe) -> list[int]:
     return classes
 
 
-def default_folder(system: System, *, seed: int, classes: Sequence[int]) -> Path:
+def default_folder(system: Named | System, *, seed: int, classes: Sequence[int]) -> Path:
     """Where pictures go unless told otherwise: in the run, else under samples/; the name tells seed and settings."""
     s = system.recipe.sample
     steps = f"steps{system.recipe.sampling_steps}-" if system.recipe.sampling_steps else ""

@@ -9,6 +9,15 @@ from marcli.tokenizer.base import Tokenizer
 
 
 @dataclass(frozen=True)
+class Named:
+    """What the user named, before anything of it is loaded; see `System`."""
+
+    name: str
+    recipe: Recipe
+    weights: str
+
+
+@dataclass(frozen=True)
 class System:
     """Recipe, model and tokenizer of one run; architecture is never stated twice.
 

@@ -109,3 +109,33 @@ def test_an_evaluation_without_anything_to_compare_with_is_refused(
     weights = finished_run / "weights.safetensors"
     assert run(["eval-fid", str(weights), "--dry-run"]) == 2
     assert "give --reference" in capsys.readouterr().err
+
+
+def test_a_dry_run_refuses_what_the_evaluation_would(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["eval-fid", "--images", "digits", "--reference", "digits", "--dry-run"]
+    assert run([*given, "--features", "nonsense"]) == 2
+    assert "'nonsense' is neither inception" in capsys.readouterr().err
+    assert run([*given, "--num", "2k"]) == 2
+    assert "2,000 pictures, but digits holds 1,797" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "temperature"), [("mar-b", "raw", 0.95), ("mar-l", "raw", 0.95), ("dit-xl-2", "ema", 1.0)]
+)
+def test_nothing_is_downloaded_for_a_dry_run(
+    name: str,
+    weights: str,
+    temperature: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Weights that a file does not hold are not promised."""
+    monkeypatch.setenv("MARCLI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("marcli.sampling.load.find", lambda *given: pytest.fail("the file was looked for"))
+    assert run(["sample", name, "--weights", "raw", "--cfg", "1", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert f"# pictures: samples/{name.replace('-', '_')}/{weights}-" in text
+    assert f"  temperature: {temperature}\n" in text
+    assert "would be downloaded from" in caplog.text

@@ -53,7 +53,7 @@ def publish(hub: Endpoint, content: bytes, *, sha256: str | None = None) -> str:
     file = f"HubFile(repo='someone/mar', name='checkpoint-last.pth', sha256={sha256!r})"
     names = "('checkpoint-last.pth', 'mar-base.safetensors')"
     return (
-        f"published.MODELS['mar-b'] = PublishedModel(recipe='mar_b', file={file}, local_names={names}, "
+        f"published.MODELS['mar-b'] = PublishedModel(recipe='mar_b', file={file}, sets=('raw',), local_names={names}, "
         "elsewhere='its authors')"
     )
 

@@ -14,7 +14,7 @@ from marcli.recipe.schema import Recipe
 from marcli.runtime.atomic import sha256_file
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.generate import generate
-from marcli.sampling.load import filled_model, load_system, random_system
+from marcli.sampling.load import filled_model, load_system, name_system, random_system
 from marcli.sampling.system import System
 from marcli.tokenizer.build import build_tokenizer, save_tokenizer
 
@@ -53,6 +53,16 @@ def pictures_of(system: System) -> torch.Tensor:
     engine = build_engine(system, name="plain", device=torch.device("cpu"), precision="fp32")
     (pictures,) = generate(engine, system.tokenizer, classes=[3, 7], seed=0, batches=[range(2)])
     return pictures.images
+
+
+def test_a_name_without_its_weights_is_the_same(tmp_path: Path, recipe: Recipe) -> None:
+    run = make_run(tmp_path / "run", recipe)
+    for spec in (str(run), str(run / "weights.safetensors")):
+        for given in (dict(weights="raw", overrides=()), dict(weights="ema", overrides=("sample.cfg=2",))):
+            named, system = name_system(spec, **given), load_system(spec, **given)
+            assert (named.name, named.recipe, named.weights) == (system.name, system.recipe, system.weights)
+    with pytest.raises(UsageError, match="only sample"):
+        name_system(str(run), weights="ema", overrides=("train.lr=1",))
 
 
 @pytest.mark.parametrize(("weights", "offset"), [("ema", 0.25), ("raw", 0.0)])
