@@ -103,6 +103,15 @@ def test_an_evaluation_of_a_run_says_its_recipe_and_settings(
     assert f"# results: {finished_run / 'eval'} (not there yet)\n" in text and not (finished_run / "eval").exists()
 
 
+@pytest.mark.parametrize("command", ["sample", "eval-fid"])
+def test_several_processes_are_not_started_for_it(
+    command: str, finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("marcli.cli.launching.launch", lambda *given, **options: pytest.fail("started"))
+    assert run([command, str(finished_run), "--gpus", "0", "--processes", "2", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("# parameters: ") == 1
+
+
 def test_an_evaluation_without_anything_to_compare_with_is_refused(
     finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
