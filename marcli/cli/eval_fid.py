@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from marcli.cli.eval_plan import check_reference, plan_pictures, plan_statistics, plan_system
+from marcli.cli.eval_plan import check_reference, plan_pictures, plan_system
 from marcli.cli.launching import spread
 from marcli.cli.options import (
     AsJson,
@@ -115,15 +115,28 @@ def eval_fid(
     check_push(push_to)
     run = run_to_share(names, images=images, make_stats=make_stats) if push_to is not None else None
     if dry_run:
-        what = dict(reference=reference, features=features, as_json=as_json)
+        from marcli.metrics.features import check_features
+        from marcli.metrics.pictures import open_pictures
+
+        check_features(features)
+        what = dict(num=count, features=features, as_json=as_json)
         if make_stats is not None:
             source = statistics_source(names[0] if names else str(images), overrides, image_size=image_size)
-            plan_statistics(source, make_stats, features=features, num=count, as_json=as_json)
+            plan_pictures(source, {"statistics": make_stats}, reference=None, **what)
         elif images is not None:
-            plan_pictures(images, results_folder(images, out), image_size=image_size, num=count, **what)
+            source = open_pictures(images, image_size=image_size)
+            plan_pictures(source, {"results": results_folder(images, out)}, reference=reference, **what)
         else:
-            made = dict(num=count, seeds=seed_list, classes=classes)
-            plan_system(names[0] if names else None, overrides=overrides, weights=weights, out=out, **made, **what)
+            plan_system(
+                names[0] if names else None,
+                overrides=overrides,
+                weights=weights,
+                reference=reference,
+                seeds=seed_list,
+                classes=classes,
+                out=out,
+                **what,
+            )
         return
     spread(gpus=gpus, processes=processes)
 

@@ -1,6 +1,6 @@
 """What `eval-fid --dry-run` prints: which pictures would be measured, against what, and where results go."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,43 +11,21 @@ if TYPE_CHECKING:
     from marcli.metrics.pictures import PictureSource
 
 
-def plan_statistics(source: "PictureSource", path: Path, *, features: str, num: int | None, as_json: bool) -> None:
-    """Print what `--make-stats` would measure."""
-    facts = {"pictures": chosen(source, num), "features": known(features)}
-    print_intent(facts, {"statistics": path}, record={}, as_json=as_json)
-
-
 def plan_pictures(
-    images: str,
-    folder: Path,
+    source: "PictureSource",
+    places: Mapping[str, Path],
     *,
-    image_size: int | None,
-    num: int | None,
     reference: str | None,
     features: str,
+    num: int | None,
     as_json: bool,
 ) -> None:
-    """Print what would be measured of pictures that exist."""
-    from marcli.metrics.pictures import open_pictures
-
-    pictures = chosen(open_pictures(images, image_size=image_size), num)
-    facts = {"pictures": pictures, "reference": reference, "features": known(features)}
-    print_intent(facts, {"results": folder}, record={}, as_json=as_json)
-
-
-def chosen(source: "PictureSource", num: int | None) -> str:
-    """Say how many pictures of a source would be measured; raises UsageError when there are fewer."""
+    """Print what would be measured of pictures that exist; raises UsageError where there are too few."""
     from marcli.metrics.pictures import chosen_indices
 
-    return f"{len(chosen_indices(source, num)):,} of {source.name}, {source.image_size} pixels a side"
-
-
-def known(features: str) -> str:
-    """Return `features`; raises UsageError for a name that no extractor has."""
-    from marcli.metrics.features import check_features
-
-    check_features(features)
-    return features
+    facts = {"images": len(chosen_indices(source, num)), "source": source.name, "image_size": source.image_size}
+    facts |= {"features": features} | ({} if reference is None else {"reference": reference})
+    print_intent(places, facts, {}, as_json=as_json)
 
 
 def plan_system(
@@ -71,12 +49,12 @@ def plan_system(
 
     system = name_system(spec, weights=weights, overrides=overrides)
     check_reference(system.name, reference)
-    wanted = chosen_classes(classes, system.recipe)
-    each = "" if len(seeds) == 1 else f" of each of {len(seeds)} seeds"
     facts = {
-        "pictures": f"{num or PAPER_NUM:,}{each}, {len(wanted)} classes in turn",
+        "images": num or PAPER_NUM,
+        "seeds": list(seeds),
+        "classes": len(chosen_classes(classes, system.recipe)),
+        "features": features,
         "reference": reference or system.recipe.data.path,
-        "features": known(features),
     }
     print_plan(system.recipe, {"results": out or evaluation_folder(system)}, facts=facts, as_json=as_json)
 

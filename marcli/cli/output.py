@@ -54,15 +54,15 @@ def print_plan(
     if flops_per_image is not None:
         typer.echo(f"# work: {flops_per_image / 1e12:.3g} TFLOP per image")
         record["flops_per_image"] = flops_per_image
-    print_intent(facts or {}, places, record=record, as_json=as_json)
+    print_intent(places, facts or {}, record, as_json=as_json)
 
 
 def print_intent(
-    facts: Mapping[str, Any], places: Mapping[str, Path], *, record: Mapping[str, Any], as_json: bool
+    places: Mapping[str, Path], facts: Mapping[str, Any], record: Mapping[str, Any], *, as_json: bool
 ) -> None:
     """Print `facts` and the `places` a command would write to or read; as JSON they come behind `record`."""
     for name, fact in facts.items():
-        typer.echo(f"# {name}: {fact}")
+        typer.echo(f"# {name.replace('_', ' ')}: {f'{fact:,}' if isinstance(fact, int) else fact}")
     for name, place in places.items():
         typer.echo(f"# {name}: {place}{'' if place.exists() else ' (not there yet)'}")
     print_result([], {**record, **facts, "places": dict(places)}, as_json=as_json)

@@ -105,16 +105,9 @@ def print_settings(sections: "list[TokenizerSection]", data: "Data", num: int, o
 
     tokenizers = [part.model_dump(mode="json") for part in sections]
     typer.echo(dump_yaml({"tokenizers": tokenizers}), nl=False)
-    pictures = f"{num:,} of {data.path}, {data.image_size} pixels a side, {data.channels} channels"
-    record = {
-        "tokenizers": tokenizers,
-        "data": data.path,
-        "image_size": data.image_size,
-        "channels": data.channels,
-        "images": num,
-    }
+    facts = {"images": num, "data": data.path, "image_size": data.image_size, "channels": data.channels}
     places = {"picture": out / "roundtrip.png", "record": out / "tokenize.json"}
-    print_intent({"pictures": pictures}, places, record=record, as_json=as_json)
+    print_intent(places, facts, {"tokenizers": tokenizers}, as_json=as_json)
 
 
 def read_data(data: str, overrides: list[str], *, split: str) -> "tuple[Data, list[TokenizerSection] | None]":

@@ -35,7 +35,6 @@ from marcli.tokenizer.build import build_tokenizer
 log = logging.getLogger("marcli")
 
 DEFAULT = "mar-l"
-NO_RUN = f"There is no run under runs/, so the published {DEFAULT} is used."
 Weights = Literal["ema", "raw"]
 
 
@@ -65,7 +64,7 @@ def load_system(spec: str | None, *, weights: Weights, overrides: Sequence[str])
         MarcliError: a part is missing, damaged, does not fit, or was made with another tokenizer
     """
     check_overrides(overrides)
-    found = find(spec, overrides)
+    found = find(spec or default_spec(), overrides)
     held = sets_of(found.weights)
     chosen, note = choose(weights, held, found)
     tokenizer = ready_tokenizer(found)
@@ -88,9 +87,7 @@ def name_system(spec: str | None, *, weights: Weights, overrides: Sequence[str])
     Raises as `load_system` does for what can be known beforehand.
     """
     check_overrides(overrides)
-    if spec is None and newest_run() is None:
-        log.warning(NO_RUN)
-        spec = DEFAULT
+    spec = spec or default_spec()
     if spec in MODELS and must_be_downloaded(spec):
         model = MODELS[spec]
         log.warning("%s would be downloaded from %s.", model.file.name, model.file.repo)
@@ -123,10 +120,18 @@ def random_system(recipe: Recipe, *, tokenizer: Tokenizer, seed: int) -> System:
     )
 
 
-def find(spec: str | None, overrides: Sequence[str]) -> Found:
+def default_spec() -> str:
+    """Return the newest run, else mar-l, and say which."""
+    run = newest_run()
+    if run is not None:
+        log.info("Using %s, the newest run.", run.path)
+        return str(run.path)
+    log.warning("There is no run under runs/, so the published %s is used.", DEFAULT)
+    return DEFAULT
+
+
+def find(spec: str, overrides: Sequence[str]) -> Found:
     """Return where the parts of `spec` lie, fetching and converting what has to be."""
-    if spec is None:
-        return find_default(overrides)
     if spec in MODELS:
         path, model = find_model(spec)
         return find_published(spec, path, overrides, note=model.note)
@@ -146,15 +151,6 @@ def find(spec: str | None, overrides: Sequence[str]) -> Found:
         is_ours = path.suffix == ".safetensors" and bool(sets_of(path))
         return find_weights_file(path, overrides) if is_ours else find_published(spec, path, overrides, note=None)
     raise UsageError(unknown(spec, path))
-
-
-def find_default(overrides: Sequence[str]) -> Found:
-    run = newest_run()
-    if run is not None:
-        log.info("Using %s, the newest run.", run.path)
-        return find_run(str(run.path), run.path, overrides)
-    log.warning(NO_RUN)
-    return find(DEFAULT, overrides)
 
 
 def find_run(name: str, folder: Path, overrides: Sequence[str]) -> Found:

@@ -52,12 +52,12 @@ def finished_run(tmp_path: Path) -> Path:
     [
         (
             ["--images", "digits", "--num", "100"],
-            "# pictures: 100 of digits, 8 pixels a side\n# reference: digits\n",
+            "# images: 100\n# source: digits\n# image size: 8\n# features: inception\n# reference: digits\n",
             "results",
         ),
         (
             ["recipes/digits.yaml", "--make-stats", "s.npz"],
-            "# pictures: 1,797 of digits, 8 pixels a side\n",
+            "# images: 1,797\n# source: digits\n# image size: 8\n# features: inception\n",
             "statistics",
         ),
     ],
@@ -99,7 +99,7 @@ def test_an_evaluation_of_a_run_says_its_recipe_and_settings(
     assert run(given) == 0
     text = capsys.readouterr().out
     assert "  cfg: 2.0\n" in text and "# parameters: total " in text
-    assert "# pictures: 20 of each of 2 seeds, 2 classes in turn\n# reference: digits\n# features: inception\n" in text
+    assert "# images: 20\n# seeds: [0, 1]\n# classes: 2\n# features: inception\n# reference: digits\n" in text
     assert f"# results: {finished_run / 'eval'} (not there yet)\n" in text and not (finished_run / "eval").exists()
 
 

@@ -87,7 +87,7 @@ def test_a_dry_run_says_settings_pictures_and_places_and_writes_nothing(tmp_path
     assert [each["kind"] for each in record["tokenizers"]] == ["kmeans", "pixels"]
     assert (record["images"], record["image_size"], record["channels"]) == (256, 8, 1)
     assert record["places"] == {"picture": "runs/tokenize/roundtrip.png", "record": "runs/tokenize/tokenize.json"}
-    assert "codebook_size: " in text and "# pictures: 256 of digits, 8 pixels a side" in text
+    assert "codebook_size: " in text and "# images: 256\n# data: digits\n# image size: 8\n" in text
     assert list(tmp_path.iterdir()) == []
 
 
