@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from marcli.cli.eval_inputs import check_reference
 from marcli.cli.output import print_intent, print_plan
-from marcli.errors import UsageError
 
 if TYPE_CHECKING:
     from marcli.metrics.pictures import PictureSource
@@ -57,12 +57,3 @@ def plan_system(
         "reference": reference or system.recipe.data.path,
     }
     print_plan(system.recipe, {"results": out or evaluation_folder(system)}, facts=facts, as_json=as_json)
-
-
-def check_reference(system: str, reference: str | None) -> None:
-    """Raise UsageError where nothing says what the pictures of a system are to be compared with."""
-    if reference is None and not Path(system).is_dir():
-        raise UsageError(
-            f"{system} does not come with the pictures it was trained on: give --reference, for ImageNet ADM's "
-            "VIRTUAL_imagenet256_labeled.npz."
-        )
