@@ -1,7 +1,6 @@
 """The backbones with packed weights and fused activations; what they compute is the plain backbones' code."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -9,6 +8,7 @@ from marcli.model.backbone.causal import CausalBackbone
 from marcli.model.backbone.masked import MaskedBackbone
 from marcli.model.layers.attention import KeyValueCache, causal_mask
 from marcli.model.layers.block import Block
+from marcli.sampling.engine.attention import attend
 from marcli.sampling.engine.convert import Convert, unchanged, without
 from marcli.sampling.engine.linear import PackedLinear, packed
 
@@ -75,7 +75,7 @@ class FastBlock(nn.Module):
 
     def rest(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Everything behind queries, keys and values."""
-        x = x + self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+        x = x + self.proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
         return x + self.fc2(self.fc1(self.norm2(x)))
 
 
