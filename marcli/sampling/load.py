@@ -159,7 +159,8 @@ def find_run(name: str, folder: Path, overrides: Sequence[str]) -> Found:
         raise UsageError(f"{name} is not a run: it has no recipe.yaml.")
     if not run.weights_path.is_file():
         raise MarcliError(
-            f"{name} has no weights.safetensors yet: its training has not ended. Run `marcli train` on it again."
+            f"{name} has no weights.safetensors yet: its training has not ended. If it was stopped, `marcli train` "
+            "goes on with it."
         )
     return Found(
         name=name,
