@@ -82,12 +82,12 @@ PRESETS = {
         },
     ),
     "lazy": Preset(
-        "Diffusion step annealing from 50 to 15, no guidance below 1.1, and LazyMAR's two caches (2503.12450): whole "
+        "Diffusion step annealing from 40 to 10, no guidance below 1.1, and LazyMAR's two caches (2503.12450): whole "
         "transformer runs at every ninth AR step, between them the conditional half of the tokens that change.",
         {
-            "diffusion_steps": 50,
+            "diffusion_steps": 40,
             "max_timestep": 950,
-            "approximate.final_diffusion_steps": 15,
+            "approximate.final_diffusion_steps": 10,
             "approximate.guidance_from": 1.1,
             "approximate.guidance_refresh": 9,
             "approximate.feature_refresh": 9,

@@ -87,13 +87,14 @@ def test_whole_runs_are_the_backbone(given):
 @torch.inference_mode()
 def test_lazy_runs_are_the_naive_ones(given, share, monkeypatch):
     monkeypatch.setattr(module, "SPARE_TOKENS", 2)
+    monkeypatch.setattr(module, "BUFFER_IS_STALE", 4 / TOKENS)
     backbone, tokens, order, condition = given
     cache, naive = FeatureCache(FastMaskedBackbone(backbone)), Naive(backbone, ranking_layer=3)
     naive_share, old, differs = share, 3, False
     inputs = tokens[:, :old], order, condition
     cache.predict(*inputs, num_wanted=WANTED, share=None)
     naive.predict(*inputs, num_wanted=WANTED, fresh_known=None, fresh_of=None)
-    for known in (5, 7, 10):
+    for known, buffer_is_due in ((5, False), (7, True), (10, False)):
         first = backbone.buffer_size + old
         forced = torch.arange(first, backbone.buffer_size + known + WANTED)
         count = max(len(forced) + 2, round(naive_share * (backbone.buffer_size + TOKENS)))
@@ -103,7 +104,9 @@ def test_lazy_runs_are_the_naive_ones(given, share, monkeypatch):
             similarity[:, forced] = -2.0
             return (similarity * 1024).round().argsort(dim=1, stable=True)[:, :count]
 
-        fresh = torch.cat([torch.arange(backbone.buffer_size), torch.arange(first, backbone.buffer_size + known)])
+        fresh = torch.arange(first, backbone.buffer_size + known)
+        if buffer_is_due:
+            fresh = torch.cat([torch.arange(backbone.buffer_size), fresh])
         inputs = tokens[:, :known], order, condition
         z = cache.predict(*inputs, num_wanted=WANTED, share=share)
         expected = naive.predict(

@@ -1,8 +1,9 @@
 """A cache of the masked transformer's features: between whole runs only the tokens that change are computed.
 
 After the token cache of LazyMAR (2503.12450). From one AR step to the next most features hardly move. So the encoder
-computes its buffer and the new tokens only; the first layers of the decoder compute all tokens, and from there on
-only the new and wanted ones and those whose values moved most. All others keep their old keys and values.
+computes the new tokens only, and its buffer once enough of them have come; the first layers of the decoder compute all
+tokens, and from there on only the new and wanted ones and those whose values moved most. All others keep their old
+keys and values.
 
 Tokens travel in reveal order, so a token has the same slot (buffer, then tokens) at every AR step.
 """
@@ -21,6 +22,7 @@ FORCED = 10_000  # below any likeness in such steps
 LIKENESS_STEP = 1 / 1024  # cosine similarities closer than this count as equal; the earlier slot comes first
 # Share of all slots that deeper decoder layers compute, until that share of the AR steps is over.
 SHARES = ((20 / 64, 1.0), (21 / 64, 0.6), (25 / 64, 0.5), (30 / 64, 0.4), (35 / 64, 0.15), (40 / 64, 0.12), (1.0, 0.05))
+BUFFER_IS_STALE = 1 / 20  # once this share of all tokens is new to it
 WHOLE_AT_FIRST = 5 / 64  # of the AR steps
 
 
@@ -37,7 +39,8 @@ class FeatureCache:
         self.ranking_layer = min(RANKING_LAYER, len(backbone.decoder) - 2)
         self.num_slots = backbone.buffer_size + backbone.z_position.shape[1]
         self.num_known = 0
-        self.encoded: Tensor | None = None
+        self.known_to_buffer = 0  # tokens that were known when it was encoded last
+        self.inputs: Tensor | None = None  # of the decoder
         self.keys_values: dict[FastBlock, tuple[Tensor, Tensor]] = {}
 
     def predict(
@@ -50,38 +53,41 @@ class FeatureCache:
         share: float | None,
     ) -> Float[Tensor, "batch wanted width"]:
         """As `MaskedBackbone.predict`; deeper decoder layers compute `share` of the slots, None computes everything."""
-        old = 0 if share is None else self.num_known
-        self.encode(known, order, condition, old=old)
-        z = self.decode(order, known.shape[1], num_wanted, share=share)
+        if share is None:
+            self.inputs = self.nothing_known(order)
+        self.encode(known, order, condition, whole=share is None)
+        z = self.decode(known.shape[1], num_wanted, share=share)
         self.num_known = known.shape[1]
         return z + at_positions(self.backbone.z_position, order[:, self.num_known : self.num_known + num_wanted])
 
-    def encode(self, known: Tensor, order: Tensor, condition: Tensor, *, old: int) -> None:
-        """Encode the buffer and the known tokens from number `old` on; they attend to all known ones."""
-        backbone, (batch, num_known) = self.backbone, known.shape[:2]
-        buffer = condition.unsqueeze(1).expand(-1, backbone.buffer_size, -1)
-        x = torch.cat([buffer, backbone.token_embed(known[:, old:])], dim=1)
-        x = backbone.embed_norm(x + backbone.places(backbone.encoder_position, order[:, old:num_known]))
-        end = backbone.buffer_size + num_known
-        slots = torch.arange(end, device=x.device)
-        slots = torch.cat([slots[: backbone.buffer_size], slots[backbone.buffer_size + old :]]).expand(batch, -1)
+    def nothing_known(self, order: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch slots width"]:
+        """The decoder's inputs before any is encoded: mask tokens and positions."""
+        positions = self.backbone.places(self.backbone.decoder_position, order)
+        return positions + self.backbone.mask_token.to(positions.dtype)
+
+    def encode(self, known: Tensor, order: Tensor, condition: Tensor, *, whole: bool) -> None:
+        """Encode the tokens that were not known before, or all if `whole`, and the buffer if it is due."""
+        backbone, num_known, old = self.backbone, known.shape[1], 0 if whole else self.num_known
+        x, end = backbone.token_embed(known[:, old:]), backbone.buffer_size + num_known
+        buffer = torch.arange(backbone.buffer_size, device=x.device).expand(len(x), -1)
+        positions = torch.cat([buffer, order + backbone.buffer_size], dim=1)
+        slots = torch.arange(backbone.buffer_size + old, end, device=x.device).expand(len(x), -1)
+        if whole or num_known - self.known_to_buffer >= BUFFER_IS_STALE * order.shape[1]:
+            x = torch.cat([condition.unsqueeze(1).expand(-1, backbone.buffer_size, -1), x], dim=1)
+            slots = torch.cat([buffer, slots], dim=1)
+            self.known_to_buffer = num_known
+        positions = positions.gather(1, slots)
+        x = backbone.embed_norm(x + at_positions(backbone.encoder_position, positions))
         for block in backbone.encoder:
             q, k, v = block.queries_keys_values(x)
             keys, values = self.stored(block, k, v, slots)
             x = block.rest(x, q, keys[:, :, :end], values[:, :, :end])
-        x = backbone.encoder_norm(x)
-        if self.encoded is None:
-            self.encoded = x.new_empty(batch, self.num_slots, x.shape[-1])
-        self.encoded.scatter_(1, slots.unsqueeze(-1).expand_as(x), x)
+        x = backbone.decoder_embed(backbone.encoder_norm(x)) + at_positions(backbone.decoder_position, positions)
+        self.inputs.scatter_(1, slots.unsqueeze(-1).expand_as(x), x)
 
-    def decode(
-        self, order: Int[Tensor, "batch tokens"], num_known: int, num_wanted: int, *, share: float | None
-    ) -> Float[Tensor, "batch wanted width"]:
+    def decode(self, num_known: int, num_wanted: int, *, share: float | None) -> Float[Tensor, "batch wanted width"]:
         """z without its position embedding."""
-        backbone, first = self.backbone, self.backbone.buffer_size + num_known
-        masks = backbone.mask_token.to(self.encoded.dtype).expand(len(order), order.shape[1] - num_known, -1)
-        x = torch.cat([backbone.decoder_embed(self.encoded[:, :first]), masks], dim=1)
-        x = x + backbone.places(backbone.decoder_position, order)
+        backbone, first, x = self.backbone, self.backbone.buffer_size + num_known, self.inputs
         for block in backbone.decoder[: self.ranking_layer]:
             x = block(x)
         block = backbone.decoder[self.ranking_layer]
