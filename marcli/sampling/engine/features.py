@@ -70,13 +70,12 @@ class FeatureCache:
         backbone, num_known, old = self.backbone, known.shape[1], 0 if whole else self.num_known
         x, end = backbone.token_embed(known[:, old:]), backbone.buffer_size + num_known
         buffer = torch.arange(backbone.buffer_size, device=x.device).expand(len(x), -1)
-        positions = torch.cat([buffer, order + backbone.buffer_size], dim=1)
         slots = torch.arange(backbone.buffer_size + old, end, device=x.device).expand(len(x), -1)
         if whole or num_known - self.known_to_buffer >= BUFFER_IS_STALE * order.shape[1]:
             x = torch.cat([condition.unsqueeze(1).expand(-1, backbone.buffer_size, -1), x], dim=1)
             slots = torch.cat([buffer, slots], dim=1)
             self.known_to_buffer = num_known
-        positions = positions.gather(1, slots)
+        positions = torch.cat([buffer, order + backbone.buffer_size], dim=1).gather(1, slots)
         x = backbone.embed_norm(x + at_positions(backbone.encoder_position, positions))
         for block in backbone.encoder:
             q, k, v = block.queries_keys_values(x)
