@@ -23,10 +23,10 @@ def started(prepare: Callable[..., Callable[[], Any]], *arguments: object) -> It
     there.close()
 
     def turn() -> Any:
-        here.send(True)
         try:
+            here.send(True)
             return here.recv()
-        except EOFError:
+        except (EOFError, BrokenPipeError):
             raise SystemExit("A contestant failed, as said above.") from None
 
     try:

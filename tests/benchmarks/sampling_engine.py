@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from marcli.model.build import build_model
 from marcli.recipe.approximate import PRESETS, overrides_of
 from marcli.recipe.reader import read_recipe, shipped_recipe
@@ -36,9 +38,6 @@ from marcli.runtime.accelerator import start_processes
 from marcli.sampling.engine.base import Engine
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.system import System
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from tests.benchmarks.as_published import AsPublished
 from tests.benchmarks.contestants import started
 
@@ -194,9 +193,17 @@ def settled(device: torch.device, clock: str) -> float:
     return CLOCKS[clock]()
 
 
-def contestant(options: argparse.Namespace, candidate: str, folder: str | None) -> Turn:
-    """A candidate in its own process."""
+def contestant(
+    options: argparse.Namespace, candidate: str, folder: str | None
+) -> Callable[[], tuple[Seconds, int | None]]:
+    """A candidate in its own process: its turns, and the most bytes of GPU memory that it has held until then."""
     torch.set_num_threads(options.threads)
+    turn = turn_of(options, candidate, folder)
+    return lambda: (turn(), torch.cuda.max_memory_reserved() if options.device == "cuda" else None)
+
+
+def turn_of(options: argparse.Namespace, candidate: str, folder: str | None) -> Turn:
+    """What a candidate does."""
     name, _, precision = candidate.rpartition("-")
     if name == "published":
         return published_turn(options, folder)
@@ -230,17 +237,18 @@ def main() -> None:
     if folder:
         names = [*names, "published-fp32" if options.device == "cpu" else "published-fp16"]
     rounds: dict[str, list[Seconds]] = {name: [] for name in names}
+    held: dict[str, int | None] = {}
     with contextlib.ExitStack() as stack:
         turns = {name: stack.enter_context(started(contestant, options, name, folder)) for name in names}
         for number in range(options.rounds + 1):
             for name, turn in turns.items():
-                parts = turn()
+                parts, held[name] = turn()
                 if number > 0:
                     rounds[name].append(parts)
-    report(options, rounds)
+    report(options, rounds, held)
 
 
-def report(options: argparse.Namespace, rounds: dict[str, list[Seconds]]) -> None:
+def report(options: argparse.Namespace, rounds: dict[str, list[Seconds]], held: dict[str, int | None]) -> None:
     """Medians, and how often each candidate fits into the time of the first and of the published code."""
     load = Path("/proc/loadavg")
     records, first = {}, next(iter(rounds))
@@ -253,10 +261,11 @@ def report(options: argparse.Namespace, rounds: dict[str, list[Seconds]]) -> Non
             )
             for other in yardsticks
         }
-        records[name] = {"seconds": sum(parts.values()), **parts, "times": times}
+        records[name] = {"seconds": sum(parts.values()), **parts, "times": times, "held_bytes": held[name]}
         detail = ", ".join(f"{part} {value:.2f}" for part, value in parts.items())
         ratios = ", ".join(f"{ratio:.2f}x of {other}" for other, ratio in times.items())
-        print(f"{name:20s} {sum(parts.values()):8.2f} s ({detail})  {ratios}")
+        memory = "" if held[name] is None else f"  {held[name] / 2**30:.2f} GiB"
+        print(f"{name:20s} {sum(parts.values()):8.2f} s ({detail})  {ratios}{memory}")
     context = {**vars(options), "load": load.read_text().split()[:3] if load.exists() else None}
     print(json.dumps({"settings": context, "results": records}))
 
