@@ -9,6 +9,7 @@ from marcli.sampling.engine.build import build_engine
 from marcli.sampling.generate import Maker
 from marcli.tokenizer.build import build_tokenizer
 from tests.model.tiny import COMBINATIONS, recipe, system
+from tests.sampling.alone import run_alone
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 
@@ -20,6 +21,30 @@ SETTINGS = [
     *((combination, ANNEALED) for combination in COMBINATIONS if combination[2] == "diffusion"),
 ]
 COMPILED = [("masked", "random", "diffusion"), ("causal", "raster", "diffusion"), ("dit", None, None)]
+
+KERNELS = """
+import copy
+import torch
+from marcli.model.head.denoiser import DenoisingMLP
+from marcli.sampling.engine.denoise import Body
+from marcli.sampling.engine.few_rows import FewRows
+
+torch.manual_seed(0)
+for width in (1024, 1280, 1536):
+    net = DenoisingMLP(token_dim=16, z_dim=8, width=width, depth=3).requires_grad_(False)
+    for parameter in net.parameters():
+        parameter.copy_(torch.randn(parameter.shape) * (0.3 / width**0.5 if parameter.ndim > 1 else 0.3))
+    net = net.to("cuda", torch.bfloat16)
+    body, exact = Body(net), Body(copy.deepcopy(net).double())
+    for halves, rows in ((2, 1), (2, 7), (1, 16)):
+        x = torch.randn(rows, 16, device="cuda", dtype=torch.bfloat16)
+        shapes = [(halves, rows, width * parts) for parts in (3, 3, 3, 2)]
+        modulations = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes]
+        assert FewRows(body).takes(modulations)
+        expected = exact(x.double(), [each.double() for each in modulations])
+        both = FewRows(body)(x, modulations), body(x, modulations)
+        print(*(float((made.double() - expected).norm() / expected.norm()) for made in both))
+"""
 
 
 def generated(engine, seed=0, labels=LABELS):
@@ -77,6 +102,14 @@ def test_bf16_is_near_fp32():
     exact = generated(engine_of(of, "fast", GPU))
     rounded = generated(engine_of(of, "fast", GPU, precision="bf16"))
     assert 0 < (rounded - exact).abs().max() <= 0.1 * exact.abs().max()
+
+
+def test_kernels_for_few_rows():
+    pytest.importorskip("triton", reason="this torch comes without Triton")
+    made = run_alone(KERNELS)
+    assert len(made) == 9
+    for few, plain in made:
+        assert float(few) <= float(plain) < 0.01
 
 
 def test_a_batch_that_does_not_fit_is_split(caplog):

@@ -2,20 +2,18 @@
 
 import gc
 import logging
-import subprocess
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
 
-from marcli.sampling.engine.compiled import CompiledOrPlain, compilable, compile_parts
+from marcli.sampling.engine.compiled import FastOrPlain, compilable, compile_parts
 from marcli.sampling.engine.dit import DiTEngine
 from marcli.sampling.engine.fast import FastEngine, fast_twin, record_parts
 from marcli.sampling.engine.plain import PlainEngine
 from marcli.sampling.engine.recorded import Recorded, recorded_dit
 from tests.model.tiny import COMBINATIONS, model, recipe
+from tests.sampling.alone import run_alone
 
 LABELS = torch.tensor([1, 7, 4])
 
@@ -144,7 +142,7 @@ def test_a_compiler_that_fails_leaves_the_plain_code_and_one_line(caplog, monkey
     engine = FastEngine(whole, of)
     assert len(list(compilable(engine.model))) == 2 + 2 + 2
     monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setattr(CompiledOrPlain, "told", False)
+    monkeypatch.setattr(FastOrPlain, "told", set())
     compile_parts(compilable(engine.model))
     with caplog.at_level(logging.WARNING, logger="marcli"):
         given = latents(engine)
@@ -209,18 +207,9 @@ print(apart, compiled, len(_debug_get_cache_entry_list(type(blocks[0]).forward._
 """
 
 
-def run_alone(code):
-    """What the code prints, in words, in a process without the tests' type checks, which cannot be compiled."""
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
-
-
 @pytest.mark.slow
 def test_a_compiled_dit_computes_the_same():
-    apart, compiled, variants = run_alone(COMPILED_DIT)
+    ((apart, compiled, variants),) = run_alone(COMPILED_DIT)
     assert float(apart) <= 1e-5
     assert int(compiled) == 2
     assert 1 <= int(variants) <= 4
@@ -228,7 +217,7 @@ def test_a_compiled_dit_computes_the_same():
 
 @pytest.mark.slow
 def test_compiled_parts_compute_the_same_in_few_variants():
-    apart, compiled, *variants = run_alone(COMPILED)
+    ((apart, compiled, *variants),) = run_alone(COMPILED)
     assert float(apart) <= 1e-5
     assert int(compiled) == 2 * (2 + 6 + 6)
     assert max(map(int, variants)) <= 12, "every diffusion step is compiled anew"

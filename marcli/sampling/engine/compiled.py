@@ -1,11 +1,14 @@
-"""torch.compile for the parts of the fast engine that are many small kernels: one compilation for all sizes."""
+"""Compiled code for the parts of the fast engine that are many small kernels: torch.compile, once for all sizes, and
+kernels of our own where that leaves too many.
+"""
 
+import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from marcli.sampling.engine.denoise import Body
 from marcli.sampling.engine.transformer import FastBlock
@@ -30,19 +33,25 @@ def compile_parts(parts: Iterable[nn.Module]) -> None:
         part.forward = CompiledOrPlain(part.forward)
 
 
+def add_kernels(body: Body) -> None:
+    """Give a body the kernels for few rows, where there is a Triton to make them."""
+    if importlib.util.find_spec("triton") is not None:
+        body.forward = FewRowsOrMore(body)
+
+
 def compilable(model: nn.Module) -> Iterator[nn.Module]:
     """The parts of a fast twin that are worth compiling: both halves of a diffusion step, the transformer's blocks."""
     return (part for part in model.modules() if isinstance(part, Body | Update | FastBlock))
 
 
-class CompiledOrPlain:
-    """A function, compiled at its first call for tensors of any size; plain from then on if that call fails."""
+class FastOrPlain:
+    """A fast function; from its first call on a plain one if that call fails, with one line for all of a kind."""
 
-    told = False
+    told: ClassVar[set[str]] = set()
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.plain = function
-        self.run = torch.compile(function, dynamic=True)
+    def __init__(self, fast: Callable[..., Any], plain: Callable[..., Any], *, without: str) -> None:
+        """`without` says what is missing when `plain` takes over."""
+        self.run, self.plain, self.without = fast, plain, without
         self.settled = False
 
     def __call__(self, *args: object, **kwargs: object) -> Any:
@@ -54,9 +63,30 @@ class CompiledOrPlain:
             raise  # a smaller batch may fit
         except Exception as error:  # a missing compiler, driver or kernel: its kinds are not documented
             self.run, result = self.plain, self.plain(*args, **kwargs)
-            if not CompiledOrPlain.told:
-                CompiledOrPlain.told = True
+            if self.without not in FastOrPlain.told:
+                FastOrPlain.told.add(self.without)
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                log.warning(f"going on without torch.compile: {reason}")
+                log.warning(f"going on without {self.without}: {reason}")
         self.settled = True
         return result
+
+
+class CompiledOrPlain(FastOrPlain):
+    """A function, compiled at its first call for tensors of any size."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(torch.compile(function, dynamic=True), function, without="torch.compile")
+
+
+class FewRowsOrMore:
+    """A body's forward pass: kernels of their own where its rows are few, what it was before for more of them."""
+
+    def __init__(self, body: Body) -> None:
+        from marcli.sampling.engine.few_rows import FewRows
+
+        few = FewRows(body)
+        self.takes = few.takes
+        self.few, self.more = FastOrPlain(few, body.forward, without="kernels for few rows"), body.forward
+
+    def __call__(self, x: Tensor, modulations: list[Tensor]) -> Tensor:
+        return (self.few if self.takes(modulations) else self.more)(x, modulations)

@@ -10,7 +10,7 @@ from marcli.model.backbone.causal import CausalBackbone
 from marcli.model.backbone.masked import MaskedBackbone
 from marcli.model.head.diffusion import DiffusionHead
 from marcli.recipe.schema import Recipe
-from marcli.sampling.engine.compiled import compilable, compile_parts
+from marcli.sampling.engine.compiled import add_kernels, compilable, compile_parts
 from marcli.sampling.engine.convert import Convert, unchanged, without
 from marcli.sampling.engine.denoise import FastDiffusionHead
 from marcli.sampling.engine.features import FeatureCache
@@ -36,6 +36,8 @@ class FastEngine(PlainEngine):
         if twin.null_class.device.type == "cuda":
             if compiled:
                 compile_parts(compilable(twin))
+                if isinstance(twin.head, FastDiffusionHead):
+                    add_kernels(twin.head.body)
             record_parts(twin, CudaGraphs(), at_once=compiled)
         super().__init__(twin, recipe)
 
