@@ -140,7 +140,8 @@ def _autoencoder(section: kinds.Tokenizer, shape: kinds.LatentShape, weights: st
     tokenizer.weights_note = weights_note(path, known)
     if tokenizer.scale is None and (weights is None or tokenizer.weights_note is None):
         tokenizer.scale = PUBLISHED_SCALES.get(section.kind)
-    tokenizer.weights_source = str(Path(weights).expanduser().resolve()) if weights and path.exists() else weights
+    here = Path(weights).expanduser() if weights else None
+    tokenizer.weights_source = str(here.resolve()) if here and here.exists() else weights
     return tokenizer
 
 

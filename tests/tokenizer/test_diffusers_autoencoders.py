@@ -1,17 +1,27 @@
 """The consistency decoder and any autoencoder of diffusers, on small random networks saved to disk."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ConsistencyDecoderVAE
 
 from marcli.errors import MarcliError
+from marcli.recipe.reader import read_recipe
+from marcli.recipe.schema import Recipe
 from marcli.recipe.tokenizer import LatentShape
 from marcli.tokenizer.autoencoder import AutoencoderTokenizer, load_autoencoder
+from marcli.tokenizer.build import build_tokenizer, save_tokenizer
 from marcli.tokenizer.consistency import ConsistencyTokenizer
 
 SHAPE = LatentShape(channels=4, size=8, stride=2, codebook_size=None)
+DIGITS = Path(__file__).parents[2] / "recipes" / "digits.yaml"
+
+
+def recipe_over(weights: str) -> Recipe:
+    section = f"tokenizer={{kind: autoencoder, weights: {weights}, channels: 4, stride: 2, scale: 1.0}}"
+    return read_recipe(DIGITS, ["data.image_size=16", "data.channels=3", section])
 
 
 def small_kl() -> AutoencoderKL:
@@ -88,3 +98,13 @@ def test_a_truncated_folder_is_refused(tmp_path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(MarcliError, match=r"needs config.json"):
         load_autoencoder(tmp_path)
+
+
+def test_a_hub_id_stays_the_name_of_the_weights(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MARCLI_CACHE", str(tmp_path / "cache"))
+    small_kl().save_pretrained(tmp_path / "cache" / "published" / "user--name")
+    recipe = recipe_over("user/name")
+    made = build_tokenizer(recipe, folder=None)
+    assert made.weights_source == "user/name"
+    save_tokenizer(made, tmp_path / "saved", recipe=recipe)
+    assert build_tokenizer(recipe, folder=tmp_path / "saved").fingerprint == made.fingerprint
