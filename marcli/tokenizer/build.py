@@ -70,9 +70,7 @@ def build_tokenizer(recipe: Recipe, *, folder: Path | None) -> Tokenizer:
             f"{folder} was made with scale {record['scale']}, but tokenizer.scale is {recipe.tokenizer.scale}: "
             "leave tokenizer.scale out, or use another folder"
         )
-    weights = record["weights"]
-    if weights is not None and (folder / weights).exists():  # a shared run brings its autoencoder along
-        weights = str(folder / weights)
+    weights = weights_to_load(folder, record["weights"], named=getattr(recipe.tokenizer, "weights", None))
     tokenizer = _build(recipe.tokenizer, recipe.data, saved=folder, weights=weights)
     tokenizer.scale = record["scale"]
     if tokenizer.fingerprint != record["fingerprint"]:
@@ -82,6 +80,19 @@ def build_tokenizer(recipe: Recipe, *, folder: Path | None) -> Tokenizer:
             "put the old weights back, or start anew in another folder"
         )
     return tokenizer
+
+
+def weights_to_load(folder: Path, kept: str | None, *, named: str | None) -> str | None:
+    """Return the weights of the tokenizer in `folder`, whose record names `kept`; None for published or learned ones.
+
+    Those that the recipe has `named` come first where they are there, so that other ones than `kept` are noticed.
+    """
+    is_path = kept is not None and Path(kept).is_absolute()
+    if kept is not None and not is_path and (folder / kept).exists():  # a shared run brings its autoencoder along
+        return str(folder / kept)
+    if named is None or (is_path and not Path(named).expanduser().exists()):
+        return kept
+    return named
 
 
 def _build(section: kinds.Tokenizer, data: Data, *, saved: Path | None, weights: str | None) -> Tokenizer:

@@ -108,3 +108,16 @@ def test_a_hub_id_stays_the_name_of_the_weights(tmp_path, monkeypatch) -> None:
     assert made.weights_source == "user/name"
     save_tokenizer(made, tmp_path / "saved", recipe=recipe)
     assert build_tokenizer(recipe, folder=tmp_path / "saved").fingerprint == made.fingerprint
+
+
+def test_other_weights_than_those_of_a_saved_tokenizer_are_refused(tmp_path, monkeypatch) -> None:
+    first, other, moved, saved = (tmp_path / name for name in ("first", "other", "moved", "saved"))
+    for folder in (first, other):
+        small_kl().save_pretrained(folder)
+    made = build_tokenizer(recipe_over(str(first)), folder=None)
+    save_tokenizer(made, saved, recipe=recipe_over(str(first)))
+    with pytest.raises(MarcliError, match=r"not those that .*saved was made with"):
+        build_tokenizer(recipe_over(str(other)), folder=saved)
+    assert build_tokenizer(recipe_over("first"), folder=saved).fingerprint == made.fingerprint  # from another folder
+    first.rename(moved)
+    assert build_tokenizer(recipe_over(str(moved)), folder=saved).fingerprint == made.fingerprint
