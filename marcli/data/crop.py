@@ -6,6 +6,7 @@ Decided here, once, for every command:
 - EXIF orientation is ignored, as in the published code.
 - Transparency is laid over white; CMYK and palettes become RGB; 16-bit grey is scaled to 8 bits.
 - A picture with more pixels than Pillow's own warning limit is refused before it is decoded.
+- Of a picture many times longer than wide the middle is taken first: enlarging a line of 1x30000 needs gigabytes.
 """
 
 import io
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 PIXEL_LIMIT = 89_478_485  # Pillow warns from here on; a 64-bit RGB picture of that size is 256 MiB
+LONGEST = 64  # long side over short side
 
 
 class BrokenImageError(Exception):
@@ -48,7 +50,7 @@ def decode_square(encoded: bytes | Path, *, image_size: int, channels: int) -> n
         raise BrokenImageError("not an image file that Pillow knows") from None
     except Image.DecompressionBombError:
         raise BrokenImageError(f"more pixels than the limit of {PIXEL_LIMIT:,}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have none
             raise
         raise BrokenImageError(str(error) or type(error).__name__) from None
@@ -71,7 +73,7 @@ def picture_size(encoded: bytes | Path) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
             return min(image.size), 1 if image.mode in ("1", "L") or image.mode.startswith("I") else 3
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise BrokenImageError(str(error)) from None
 
 
@@ -100,6 +102,10 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """ADM's centre crop of an 8-bit image to `size` x `size` pixels."""
+    width, height = (min(side, LONGEST * min(image.size)) for side in image.size)
+    if (width, height) != image.size:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)

@@ -98,6 +98,7 @@ def test_a_file_is_read_as_its_bytes_are(tmp_path) -> None:
         (encoded(noise(64, 64), "JPEG")[:900], "truncated"),
         (encoded(noise(64, 64))[:3000], "truncated"),
         (encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), "no defined range"),
+        (encoded(noise(64, 64), "AVIF").replace(b"iloc", b"none"), "Failed to decode"),
     ],
 )
 def test_what_cannot_be_read_has_a_reason(content, reason) -> None:
@@ -116,3 +117,14 @@ def test_a_picture_with_too_many_pixels_is_refused_before_decoding(monkeypatch) 
     monkeypatch.setattr(crop, "center_crop", lambda *_: pytest.fail("decoded"))
     with pytest.raises(BrokenImageError, match="100x100 pixels is more than the limit of 9,999"):
         decode_square(content, image_size=8, channels=3)
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_a_line_is_cropped_without_enlarging_all_of_it(monkeypatch, size) -> None:
+    line = Image.new("L", size)
+    line.paste(200, (size[0] // 2 - 3, size[1] // 2 - 3, size[0] // 2 + 3, size[1] // 2 + 3))
+    enlarged = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda image, to, *rest: enlarged.append(to) or resize(image, to, *rest))
+    square = decode_square(encoded(line), image_size=256, channels=1)
+    assert (square == 200).all() and all(width * height < 1e7 for width, height in enlarged)
