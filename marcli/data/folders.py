@@ -79,4 +79,12 @@ def _subfolders(folder: Path) -> list[str]:
 def _images(folder: Path | str) -> tuple[list[str], list[int]]:
     """Return the image files under `folder`, sorted, and their sizes in bytes."""
     files = files_under(folder, EXTENSIONS)
-    return files, [os.stat(file).st_size for file in files]
+    return files, [_size(file) for file in files]
+
+
+def _size(file: str) -> int:
+    """Return a file's bytes; -1 for a link to nothing, which is a broken picture when it is read."""
+    try:
+        return os.stat(file).st_size
+    except FileNotFoundError:
+        return -1

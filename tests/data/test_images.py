@@ -113,6 +113,13 @@ def test_a_broken_picture_is_named_once_and_no_label_moves(folder, caplog) -> No
     assert images.skipped == [(str(folder / "dog" / "1.PNG"), "not an image file that Pillow knows")]
 
 
+def test_a_link_to_nothing_is_a_broken_picture(folder, caplog) -> None:
+    (folder / "cat" / "gone.png").symlink_to(folder / "nowhere.png")
+    images = open_images(data(folder))
+    assert len(images) == 10 and sum(len(labels) for _, labels in images.batches(2)) == 9
+    assert "gone.png: the file does not exist" in caplog.text
+
+
 def test_a_broken_picture_at_the_end_of_a_class_brings_the_label_of_its_substitute(folder) -> None:
     (folder / "dog" / "2.JpEg").write_bytes(b"broken")
     (folder / "eel" / "2.JpEg").write_bytes(b"broken")
