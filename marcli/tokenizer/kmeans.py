@@ -54,6 +54,7 @@ class KMeansTokenizer(Tokenizer):
             raise MarcliError(
                 f"the images have only {len(points)} different patches for {codes} codes: lower tokenizer.codebook_size"
             )
+        seed %= 2**32  # all that scikit-learn takes
         if len(points) * codes <= FULL_DISTANCES:
             model = KMeans(codes, random_state=seed, n_init=1, max_iter=50, tol=1e-3)
         else:

@@ -74,3 +74,9 @@ def test_a_saved_codebook_comes_back_with_its_fingerprint(tmp_path) -> None:
     assert again.fingerprint == tokenizer.fingerprint
     again.codebook[0, 0] += 1
     assert again.fingerprint != tokenizer.fingerprint
+
+
+def test_any_seed_of_a_recipe_learns_a_codebook() -> None:
+    tokenizer = tokenizer_for(16)
+    tokenizer.fit(open_digits(image_size=8, channels=1), seed=2**32 + 1)
+    assert tokenizer.is_fitted
