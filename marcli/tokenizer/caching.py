@@ -70,28 +70,27 @@ def cache_latents(recipe: Recipe, images: ImageSet, *, folder: Path, processes: 
         StoppedError: a signal asked to stop; finished shards are kept
         MarcliError: full disk, unreadable picture with data.on_broken=fail, weights that changed, a folder in use
     """
-    with StopRequest() as stop:
-        if not processes.is_main:
-            processes.wait()  # for the tokenizer and the plan
-            tokenizer = build_tokenizer(recipe, folder=folder / TOKENIZER).to(processes.device)
+    if not processes.is_main:
+        processes.wait()  # for the tokenizer and the plan
+        tokenizer = build_tokenizer(recipe, folder=folder / TOKENIZER).to(processes.device)
+        with StopRequest() as stop:
             _encode_share(recipe, images, tokenizer, folder=folder, processes=processes, stop=stop, look=lambda: None)
-            return None
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder / "lock"):
-            return _cache_as_main(recipe, images, folder=folder, processes=processes, stop=stop)
+        return None
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / "lock"):
+        return _cache_as_main(recipe, images, folder=folder, processes=processes)
 
 
-def _cache_as_main(
-    recipe: Recipe, images: ImageSet, *, folder: Path, processes: Processes, stop: StopRequest
-) -> CacheReport:
+def _cache_as_main(recipe: Recipe, images: ImageSet, *, folder: Path, processes: Processes) -> CacheReport:
     tokenizer = settle_tokenizer(recipe, images, folder=folder / TOKENIZER, device=processes.device)
     plan = make_plan(recipe, images, tokenizer, precision=processes.precision)
     pending = begin(folder, plan, images.labels)
     processes.wait()
     started = time.monotonic()
     done = min((plan.num_shards - len(pending)) * plan.shard_images, plan.num_images)
-    with Progress(title="caching", total=plan.num_images, unit="images", shown=True, done=done) as progress:
+    progress = Progress(title="caching", total=plan.num_images, unit="images", shown=True, done=done)
+    with progress, StopRequest() as stop:
 
         def look() -> None:
             recorded = min(count_recorded(folder) * plan.shard_images, plan.num_images)
@@ -132,12 +131,12 @@ def _encode_share(
 
     @torch.inference_mode()
     def encode(pixels: Tensor) -> Tensor:
+        if stop.requested:  # asked at every pass, since a shard can take a CPU minutes
+            raise StoppedError(_stopped(folder))
         with processes.accelerator.autocast():
             return tokenizer.encode(pixels.to(processes.device))
 
     for shard, squares in decode_shards(images, plan, mine, threads=recipe.data.workers):
-        if stop.requested:
-            raise StoppedError(_stopped(folder))
         chosen = plan.shard_range(shard)
         rows = encode_shard(squares, plan, encode=encode)
         skipped = [
