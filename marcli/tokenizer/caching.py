@@ -30,7 +30,7 @@ from marcli.data.source import made_with
 from marcli.errors import StoppedError
 from marcli.recipe.schema import Recipe
 from marcli.runtime.accelerator import Processes
-from marcli.runtime.atomic import atomic_folder
+from marcli.runtime.atomic import atomic_folder, remove_partials
 from marcli.runtime.lock import exclusive
 from marcli.runtime.progress import Progress
 from marcli.runtime.stop import StopRequest
@@ -79,6 +79,7 @@ def cache_latents(recipe: Recipe, images: ImageSet, *, folder: Path, processes: 
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / "lock"):
+        remove_partials(folder)
         return _cache_as_main(recipe, images, folder=folder, processes=processes)
 
 
@@ -149,8 +150,11 @@ def _encode_share(
 
 
 def settle_tokenizer(recipe: Recipe, images: ImageSet, *, folder: Path, device: torch.device) -> Tokenizer:
-    """Return the tokenizer that a cache keeps in `folder`, making it the first time."""
-    if not folder.exists():
+    """Return the tokenizer that a cache keeps in `folder`, making it the first time.
+
+    One without a plan beside it was left by an attempt that failed early, perhaps on other images: it is made anew.
+    """
+    if not folder.exists() or read_plan(folder.parent) is None:
         made = prepare_tokenizer(recipe, images, device=device)
         with disk_errors(folder.parent), atomic_folder(folder) as partial:
             save_tokenizer(made, partial, recipe=recipe)

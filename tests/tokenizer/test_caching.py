@@ -7,16 +7,52 @@ from pathlib import Path
 import pytest
 
 from marcli.cli.app import run
+from marcli.data.images import open_images
 from marcli.data.latents import LatentCache
+from marcli.errors import MarcliError
+from marcli.recipe.reader import read_recipe
+from marcli.runtime.accelerator import Processes, start_processes
 from marcli.tokenizer import caching
+from marcli.tokenizer.caching import cache_latents
 from marcli.tokenizer.pixels import PixelsTokenizer
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits.yaml"
 STOPPED = 75
 
 
+@pytest.fixture(scope="module")
+def processes() -> Processes:
+    return start_processes(precision="fp32", gpus="0")
+
+
 def cache(folder: Path, *overrides: str) -> int:
     return run(["cache-latents", str(RECIPE), f"data.latents={folder}", *overrides, "--gpus", "0"])
+
+
+def test_a_tokenizer_of_an_attempt_without_a_plan_is_made_anew(processes, tmp_path, monkeypatch) -> None:
+    """It may have been measured on other images."""
+    recipe = read_recipe(RECIPE, [])
+    images = open_images(recipe.data)
+    images._pixels = images._pixels // 4  # what lies at data.path at first
+
+    def full_disk(*_) -> None:
+        raise MarcliError("full")
+
+    with monkeypatch.context() as patched, pytest.raises(MarcliError):
+        patched.setattr(caching, "begin", full_disk)
+        cache_latents(recipe, images, folder=tmp_path / "again", processes=processes)
+    hashes = [
+        cache_latents(recipe, open_images(recipe.data), folder=tmp_path / name, processes=processes).manifest["hash"]
+        for name in ("again", "new")
+    ]
+    assert hashes[0] == hashes[1]
+
+
+def test_leftovers_of_a_killed_attempt_are_removed(tmp_path) -> None:
+    (tmp_path / ".tokenizer.partial-0123").mkdir()
+    (tmp_path / ".plan.partial-0123.json").write_text("{")
+    assert cache(tmp_path) == 0
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_signal_before_the_first_shard_stops_at_once(tmp_path, monkeypatch) -> None:
