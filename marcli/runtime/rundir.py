@@ -57,8 +57,12 @@ class RunDir:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def read_status(self) -> dict[str, Any] | None:
-        """Return the last status, or None for a folder that never ran."""
-        return json.loads(self.status_path.read_text()) if self.status_path.is_file() else None
+        """Return the last status, or None for a folder that never ran or whose status is damaged."""
+        try:
+            status = json.loads(self.status_path.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return status if isinstance(status, dict) and "state" in status else None
 
 
 def newest_run(root: str | Path = "runs") -> RunDir | None:

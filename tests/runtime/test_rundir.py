@@ -94,6 +94,13 @@ def test_status_and_newest_run(tmp_path: Path) -> None:
     assert (status["state"], status["step"], status["pid"]) == ("stopped", 3, os.getpid())
 
 
+@pytest.mark.parametrize("content", [b"", b'{"state": "do', b"[]", b"{}", b"\xff\x00"])
+def test_a_damaged_status_counts_as_none(tmp_path: Path, content: bytes) -> None:
+    run = RunDir(tmp_path)
+    run.status_path.write_bytes(content)
+    assert run.read_status() is None
+
+
 def test_a_disk_without_locks_is_said_and_the_owner_is_still_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
