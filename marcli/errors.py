@@ -1,5 +1,7 @@
 """Errors in the user's words. Each message says what was wrong, where, and what to do."""
 
+UNEXPECTED = "(unexpected; MARCLI_TRACEBACK=1 shows where)"  # ends the sentence of any other error
+
 
 class MarcliError(Exception):
     """Something failed that the user can act on; the command ends with exit code 1."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import typer
 
-from marcli.errors import MarcliError, StoppedError, UsageError
+from marcli.errors import UNEXPECTED, MarcliError, StoppedError, UsageError
 from marcli.runtime.launch import report_exit
 from marcli.runtime.stop import stop_at_once
 
@@ -100,7 +100,7 @@ def _foreign_sentence(error: BaseException) -> str:
             return "The GPU has not enough memory: lower the batch size, or set train.micro_batch_size"
         if "No space left on device" in str(cause):
             return _os_sentence(errno.ENOSPC, None)
-    return f"{type(error).__name__}: {_first_line(error)} (unexpected; MARCLI_TRACEBACK=1 shows where)"
+    return f"{type(error).__name__}: {_first_line(error)} {UNEXPECTED}"
 
 
 def _os_sentence(number: int, place: str | None) -> str:

@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from marcli.errors import MarcliError, StoppedError, UsageError
+from marcli.errors import UNEXPECTED, MarcliError, StoppedError, UsageError
 from marcli.runtime.stop import hangup_is_ignored, leave_terminal
 
 REPORTS = "MARCLI_REPORTS"
 LAUNCHER = "MARCLI_LAUNCHER"
 PR_SET_PDEATHSIG = 1
 STOPPED = 75
+KILLED = (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS)
 SECONDS_TO_SAVE = 600
 
 
@@ -117,11 +118,16 @@ def _read_reports(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def _worst(reports: dict[int, dict[str, Any]], num_processes: int, died: dict[int, int]) -> MarcliError | StoppedError:
-    """Return the error of the workers: a failure outranks one that died in silence, which outranks a stop."""
-    for report in reports.values():
-        if report["code"] not in (0, STOPPED):
-            return (UsageError if report["code"] == 2 else MarcliError)(report["sentence"])
+    """Return the error of the workers: what one knows of outranks a silent death, which outranks a stop.
+
+    What one did not expect is only heard where no other was killed: it may be the lost connection to that one.
+    """
+    failed = [report for report in reports.values() if report["code"] not in (0, STOPPED)]
     silent = set(range(num_processes)) - set(reports)
+    was_killed = any(died.get(rank) in KILLED for rank in silent)
+    for report in failed:
+        if not (was_killed and report["sentence"].endswith(UNEXPECTED)):
+            return (UsageError if report["code"] == 2 else MarcliError)(report["sentence"])
     if silent:
         # One died by itself; the others may have been terminated for it before they could say a word.
         rank = min(silent, key=lambda rank: (died.get(rank, -signal.SIGTERM) == -signal.SIGTERM, rank))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from marcli.runtime.launch import first_host, is_worker, join_slurm_step
+from marcli.errors import UNEXPECTED
+from marcli.runtime.launch import _worst, first_host, is_worker, join_slurm_step
 
 WORKER = """
 import os, sys, time
@@ -146,3 +147,15 @@ def test_first_host() -> None:
     assert [first_host(text) for text in ("a", "a,b", "n[3-7,9],m", "n[12]x,y", "host-1.lan")] == [
         "a", "a", "n3", "n12x", "host-1.lan",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sentence", "said"),
+    [
+        (f"RuntimeError: Connection reset by peer {UNEXPECTED}", "Process 1 of 2 died without a word, by SIGKILL"),
+        ("the disk is full", "the disk is full"),
+    ],
+)
+def test_a_connection_lost_to_a_killed_process_is_not_the_cause(sentence: str, said: str) -> None:
+    assert str(_worst({0: {"code": 1, "sentence": sentence}}, 2, {0: 1, 1: -9})).startswith(said)
+    assert str(_worst({0: {"code": 1, "sentence": sentence}}, 2, {0: 1, 1: -15})) == sentence
