@@ -205,9 +205,11 @@ def resume(
     state = load_checkpoint(path, trained)
     if state["data_fingerprint"] != source.fingerprint:
         before, now = (SOURCES[latents] for latents in (state["is_latents"], source.is_latents))
+        made_since = source.is_latents and not state["is_latents"]
+        back = f"move {source.cache.folder} away" if made_since else "give it back (data.path, data.latents)"
         raise UsageError(
             f"the run in {run.path} was trained on other data ({before}) than there is now ({now}): "
-            "give it back (data.path, data.latents), or train in another folder (--out)"
+            f"{back}, or train in another folder (--out)"
         )
     announce(f"Resuming {run.path} after step {state['step']}.")
     return state
