@@ -104,6 +104,7 @@ def report_withheld(job: Job, guard: NonFiniteGuard, records: list[StepRecord], 
         if guard.exhausted(record.streak):
             raise MarcliError(
                 f"the loss of step {record.step} is {record.loss} (gradient norm {record.grad_norm}). "
-                f"Training stopped; the last checkpoint in {job.run.checkpoints} is from before it and the batch is "
-                f"in {path}. Look at those images, lower train.lr, or set train.nan_policy=skip and run it again"
+                f"Training stopped; what is in {job.run.checkpoints} is from before it and the batch is in {path}. "
+                "Look at those images, set train.nan_policy=skip and run it again, or train with a lower train.lr in "
+                "another folder (--out)"
             )
