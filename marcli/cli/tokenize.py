@@ -40,7 +40,9 @@ def tokenize(
         int | None,
         typer.Option(min=1, max=LARGEST_SIDE, help="Side of the centre crop; default: the pictures' own, at most 256."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Split of a hub data set or folder.")] = "train",
+    split: Annotated[
+        str | None, typer.Option(help="Split of a hub data set or folder; default: the recipe's, or train.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 16,
     features: Annotated[
         str, typer.Option(help="For rFID: inception (as published), pixels (no weights needed), or none.")
@@ -110,7 +112,7 @@ def print_settings(sections: "list[TokenizerSection]", data: "Data", num: int, o
     print_intent(places, facts, {"tokenizers": tokenizers}, as_json=as_json)
 
 
-def read_data(data: str, overrides: list[str], *, split: str) -> "tuple[Data, list[TokenizerSection] | None]":
+def read_data(data: str, overrides: list[str], *, split: str | None) -> "tuple[Data, list[TokenizerSection] | None]":
     """Return the data section, and the tokenizer when DATA is a recipe; raises UsageError for overrides of none."""
     from marcli.recipe.data import Data
 
@@ -118,13 +120,13 @@ def read_data(data: str, overrides: list[str], *, split: str) -> "tuple[Data, li
         from marcli.recipe.reader import read_recipe
 
         recipe = read_recipe(data, overrides)
-        return recipe.data, [recipe.tokenizer]
+        return recipe.data.model_copy(update={"split": split} if split else {}), [recipe.tokenizer]
     if overrides:
         raise UsageError(
             f"{overrides[0]} would change a recipe, and {data} is none: give a recipe, or --image-size, --split and "
             "--tokenizer '{kind: kmeans, codebook_size: 512}'"
         )
-    return Data(path=data, split=split, image_size=DEFAULT_SIDE, num_classes=1), None
+    return Data(path=data, split=split or "train", image_size=DEFAULT_SIDE, num_classes=1), None
 
 
 def parse_tokenizer(text: str) -> "TokenizerSection":

@@ -1,6 +1,7 @@
 """`marcli tokenize` from argv to table, picture and JSON."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,16 @@ def test_a_dry_run_says_settings_pictures_and_places_and_writes_nothing(tmp_path
     assert record["places"] == {"picture": "runs/tokenize/roundtrip.png", "record": "runs/tokenize/tokenize.json"}
     assert "codebook_size: " in text and "# images: 256\n# data: digits\n# image size: 8\n" in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_split_asked_for_is_taken_with_a_recipe_too(photos, tmp_path, capsys) -> None:
+    split = tmp_path / "both"
+    (split / "test").mkdir(parents=True)
+    photos.rename(split / "train")
+    shutil.copy(split / "train" / "0.png", split / "test")
+    recipe = ("recipes/debug/head_diffusion.yaml", f"data.path={split}", "data.channels=3")
+    found = [tokenize(capsys, *recipe, *more, "--dry-run")[1]["images"] for more in ((), ("--split", "test"))]
+    assert found == [5, 1]
 
 
 def test_keys_of_a_recipe_can_be_changed(tmp_path, capsys, monkeypatch) -> None:
