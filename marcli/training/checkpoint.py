@@ -47,11 +47,12 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def save_checkpoint(folder: Path, trained: Trained, state: dict, *, keep: int) -> Path:
-    """Write the checkpoint of `state["step"]`, then drop all but the newest `keep`.
+    """Write the checkpoint of `state["step"]`; before and after, drop all but the newest `keep`.
 
     Raises MarcliError when it cannot be written; what was there before is then still there.
     """
     path = checkpoint_path(folder, state["step"])
+    drop_all_but(keep, folder)  # a lowered `keep` makes room for this one
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_folder(path) as aside:
@@ -68,9 +69,14 @@ def save_checkpoint(folder: Path, trained: Trained, state: dict, *, keep: int) -
             f"could not write the checkpoint of step {state['step']} to {folder}: {error}; {kept}. "
             "Free some space (or lower train.keep_checkpoints) and run the same command again to go on from there"
         ) from error
+    drop_all_but(keep, folder)
+    return path
+
+
+def drop_all_but(keep: int, folder: Path) -> None:
+    """Delete the checkpoints under `folder` except the newest `keep`."""
     for step in checkpoint_steps(folder)[:-keep]:
         remove_checkpoint(checkpoint_path(folder, step))
-    return path
 
 
 def remove_checkpoint(path: Path) -> None:

@@ -119,6 +119,9 @@ def test_a_full_disk_leaves_the_old_checkpoint(folder, monkeypatch):
         save_checkpoint(folder, make_trained(), {"step": 4}, keep=2)
     assert sorted(entry.name for entry in folder.iterdir()) == ["step-00000002", "step-00000003"]
     assert damage(checkpoint_path(folder, 3)) is None
+    with pytest.raises(MarcliError, match=r"lower train.keep_checkpoints"):  # which makes room before it writes
+        save_checkpoint(folder, make_trained(), {"step": 4}, keep=1)
+    assert checkpoint_steps(folder) == [3]
 
 
 def save_forever(folder, trained):
