@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from marcli.recipe.tokenizer import LatentShape
 
+DISTANCES = 2**26  # to codes at once: 256 MiB
+
 
 class Tokenizer(nn.Module):
     """Base of all tokenizers.
@@ -108,6 +110,14 @@ def to_bytes(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
 def codes_to_int64(rows: Tensor) -> Int64[Tensor, "*shape"]:
     """Widen cached uint16 codes, which torch can hardly compute with."""
     return rows.view(torch.int16).long() & 0xFFFF if rows.dtype == torch.uint16 else rows.long()
+
+
+def nearest_codes(
+    vectors: Float[Tensor, "vectors channels"], codebook: Float[Tensor, "codes channels"]
+) -> Int64[Tensor, " vectors"]:
+    """Return the number of the codebook entry nearest to each vector, with memory for `DISTANCES` distances."""
+    parts = vectors.split(max(1, DISTANCES // len(codebook)))
+    return torch.cat([torch.cdist(part, codebook).argmin(dim=1) for part in parts])
 
 
 def space_to_depth(

@@ -16,7 +16,7 @@ from marcli.data.images import ImageSet
 from marcli.errors import MarcliError
 from marcli.pretrained.safe import read_safetensors_file
 from marcli.recipe.tokenizer import LatentShape
-from marcli.tokenizer.base import Tokenizer, depth_to_space, space_to_depth, to_bytes, to_signed
+from marcli.tokenizer.base import Tokenizer, depth_to_space, nearest_codes, space_to_depth, to_bytes, to_signed
 
 FILE = "codebook.safetensors"
 PATCHES = 200_000  # learn from about so many at most, evenly spread
@@ -87,7 +87,7 @@ class KMeansTokenizer(Tokenizer):
 
     def quantise(self, patches: Float[Tensor, "batch c s s"]) -> Int64[Tensor, "batch 1 s s"]:
         """Return the number of the nearest codebook entry."""
-        nearest = torch.cdist(self._flatten(patches), self.codebook).argmin(dim=1)
+        nearest = nearest_codes(self._flatten(patches), self.codebook)
         return nearest.reshape(patches.shape[0], 1, *patches.shape[2:])
 
     def save_weights(self, folder: Path) -> None:

@@ -15,7 +15,7 @@ from marcli.errors import MarcliError
 from marcli.pretrained.ldm import read_ldm_file
 from marcli.recipe.tokenizer import LatentShape
 from marcli.tokenizer.architecture import Architecture, load_diffusers, load_published
-from marcli.tokenizer.base import Tokenizer, to_bytes, to_signed
+from marcli.tokenizer.base import Tokenizer, nearest_codes, to_bytes, to_signed
 
 WIDTHS = (128, 128, 256, 256, 512)
 
@@ -48,7 +48,7 @@ class VQTokenizer(Tokenizer):
     def quantise(self, vectors: Float[Tensor, "batch c s s"]) -> Int64[Tensor, "batch 1 s s"]:
         """Return the number of the codebook vector nearest to each vector."""
         flat = vectors.permute(0, 2, 3, 1).reshape(-1, vectors.shape[1])
-        nearest = torch.cdist(flat, self.network.quantize.embedding.weight.to(flat.dtype)).argmin(dim=1)
+        nearest = nearest_codes(flat, self.network.quantize.embedding.weight.to(flat.dtype))
         return nearest.reshape(vectors.shape[0], 1, *vectors.shape[2:])
 
     def reconstruct(self, codes: Int64[Tensor, "batch 1 s s"]) -> Float[Tensor, "batch channels height width"]:

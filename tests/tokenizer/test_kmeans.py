@@ -8,7 +8,8 @@ from marcli.data.digits import open_digits
 from marcli.data.images import ArrayImages
 from marcli.errors import MarcliError
 from marcli.recipe.tokenizer import LatentShape
-from marcli.tokenizer.base import depth_to_space, space_to_depth
+from marcli.tokenizer import base
+from marcli.tokenizer.base import depth_to_space, nearest_codes, space_to_depth
 from marcli.tokenizer.kmeans import KMeansTokenizer
 
 
@@ -80,3 +81,12 @@ def test_any_seed_of_a_recipe_learns_a_codebook() -> None:
     tokenizer = tokenizer_for(16)
     tokenizer.fit(open_digits(image_size=8, channels=1), seed=2**32 + 1)
     assert tokenizer.is_fitted
+
+
+def test_codes_are_found_without_the_distances_of_all_at_once(monkeypatch) -> None:
+    vectors, codebook = torch.randn(1000, 4), torch.randn(300, 4)
+    expected, sizes, cdist = torch.cdist(vectors, codebook).argmin(dim=1), [], torch.cdist
+    monkeypatch.setattr(base, "DISTANCES", 20_000)
+    monkeypatch.setattr(torch, "cdist", lambda *pair: sizes.append(len(pair[0]) * len(pair[1])) or cdist(*pair))
+    assert torch.equal(nearest_codes(vectors, codebook), expected)
+    assert max(sizes) <= 20_000 and sum(sizes) == 300_000
