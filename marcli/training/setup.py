@@ -13,7 +13,7 @@ from marcli.data.latents import TOKENIZER
 from marcli.data.source import Source, open_source
 from marcli.errors import UsageError
 from marcli.model.build import build_model
-from marcli.recipe.reader import read_recipe, recipe_text, write_recipe
+from marcli.recipe.reader import recipe_text, write_recipe
 from marcli.recipe.schema import Recipe
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.atomic import atomic_file, atomic_folder
@@ -89,8 +89,8 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
     check_shares(recipe, processes.world_size)
     if processes.is_main:
         check_same_recipe(recipe, run)
-        if run.recipe_path.exists() and not has_trained(run) and read_recipe(run.recipe_path, []) != recipe:
-            shutil.rmtree(run.tokenizer_path, ignore_errors=True)  # left by an attempt that failed early
+        if not has_trained(run):  # an attempt that ended early measured another recipe, or images that changed since
+            shutil.rmtree(run.tokenizer_path, ignore_errors=True)
         run.path.mkdir(parents=True, exist_ok=True)
         keep_recipe(recipe, run.recipe_path)
     source = open_source(recipe, verify=processes.accelerator.is_local_main_process)

@@ -49,7 +49,10 @@ def test_scale_is_measured_once_and_travels_with_the_run(recipe, start, tmp_path
     record = tmp_path / "tokenizer" / "tokenizer.json"
     stored = json.loads(record.read_text())
     assert stored["scale"] == job.tokenizer.scale
+    record.write_text(json.dumps(stored | {"scale": 3.0}))  # as by an attempt on images that changed since
+    assert start(recipe(tokenizer__scale=None), tmp_path).tokenizer.scale == stored["scale"]
     record.write_text(json.dumps(stored | {"scale": 3.0}))
+    job.run.weights_path.touch()
     assert start(recipe(tokenizer__scale=None), tmp_path).tokenizer.scale == 3.0
 
 
