@@ -22,6 +22,7 @@ from marcli.tokenizer.base import Tokenizer
 
 SCALE_IMAGES = 10_000  # measure the scale on at most so many images, evenly spread
 FILE = "tokenizer.json"
+RECORDED = {"tokenizer", "latent", "scale", "fingerprint", "weights"}
 PUBLISHED_SCALES = {"kl16": 0.2325, "kl8": 0.18215, "consistency": 0.18215}  # MAR's, and Stable Diffusion's twice
 
 
@@ -175,9 +176,15 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, recipe: Recipe) -> Non
 def read_record(folder: Path) -> dict:
     """Return what `save_tokenizer` wrote in `folder`; raises MarcliError."""
     try:
-        return json.loads((folder / FILE).read_text())
-    except (OSError, ValueError) as error:
+        record = json.loads((folder / FILE).read_text())
+        whole = record.keys() >= RECORDED and all(isinstance(record[name], dict) for name in ("tokenizer", "latent"))
+    except OSError as error:
         raise MarcliError(f"{folder / FILE} cannot be read ({error}): the tokenizer's record is missing") from None
+    except (ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise MarcliError(f"{folder / FILE} is not what was written: give it back, or start anew in another folder")
+    return record
 
 
 def describe(settings: dict) -> str:

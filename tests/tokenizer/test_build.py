@@ -93,6 +93,13 @@ def test_weights_that_changed_since_are_refused(tmp_path) -> None:
         build_tokenizer(recipe, folder=tmp_path)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"tokenizer": 3}'])
+def test_a_damaged_record_is_named(tmp_path, content) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(MarcliError, match=r"tokenizer.json is not what was written"):
+        build_tokenizer(digits(), folder=tmp_path)
+
+
 def test_without_network_the_place_for_the_file_is_named(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
