@@ -69,12 +69,13 @@ def draw_sweep(measurements: Sequence[Measurement], path: Path, *, distance: str
         several = len({each.point.steps for each in measurements}) > 1 and key != "diffusion_steps"
         name = f"{m.point.family} ({m.point.system})" + (f", {m.point.label}" if several else "") + others
         groups.setdefault(name, []).append((swept[key], m))
+    in_words = any(isinstance(value, str | bool | None) for pairs in groups.values() for value, _ in pairs)
     with picture(path, conditions) as axes:
         has_fid = any(m.fid is not None for m in measurements)
         for index, (name, pairs) in enumerate(groups.items()):
             values = [m.fid if has_fid else m.seconds_per_image for _, m in pairs]
             errors = [m.fid_spread or 0.0 for _, m in pairs] if has_fid else None
-            places = [str(value) if isinstance(value, str | bool | None) else value for value, _ in pairs]
+            places = [str(value) if in_words else value for value, _ in pairs]  # an axis takes one kind
             axes.errorbar(places, values, errors, fmt="-o", markersize=4.5, capsize=2, color=f"C{index}", label=name)
         axes.set(xlabel=key, ylabel=distance if has_fid else "seconds per image")
 

@@ -200,7 +200,15 @@ def test_picture_has_one_curve_per_system(tmp_path, fid):
         assert len(picture.convert("RGB").getcolors(10**6)) > 100
 
 
-@pytest.mark.parametrize(("key", "values"), [("temperature", (0.9, 1.0)), ("approximate.solver", ("ancestral", None))])
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("temperature", (0.9, 1.0)),
+        ("approximate.solver", ("ancestral", None)),
+        ("clip_denoised", (None, 1, 3.5)),
+        ("clip_denoised", (3.5, None)),
+    ],
+)
 def test_sweep_has_one_curve_per_other_value(tmp_path, key, values):
     swept = [((key, value), ("cfg", cfg)) for value in values for cfg in (1.0, 3.0)]
     points = [measurement(1.0, fid=10.0 + index, swept=pair) for index, pair in enumerate(swept)]
