@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marcli.bench.points import Measurement
+from marcli.runtime.atomic import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,7 +101,8 @@ def picture(path: Path, conditions: str) -> "Iterator[Axes]":
         axes.set_axisbelow(True)
         figure.text(0.995, 0.002, conditions, ha="right", va="bottom", fontsize=5.5, color="#808080")
         figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
-        figure.savefig(path, dpi=200)
+        with atomic_file(path) as partial:
+            figure.savefig(partial, dpi=200)
         pyplot.close(figure)
 
 

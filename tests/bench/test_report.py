@@ -217,6 +217,21 @@ def test_sweep_has_one_curve_per_other_value(tmp_path, key, values):
         assert picture.width > 1000
 
 
+def test_a_picture_that_cannot_be_written_whole_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "tradeoff.png"
+    draw_tradeoff([measurement(1.0)], path, distance="FID", conditions="made up")
+    before = path.read_bytes()
+
+    def cut_short(_, place, **__):
+        place.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", cut_short)
+    with pytest.raises(OSError, match="no space"):
+        draw_tradeoff([measurement(2.0)], path, distance="FID", conditions="made up")
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
 def test_record_is_json():
     record = json.loads(json.dumps(measurement(0.5, swept=(("kv_cache", True),)).record(), allow_nan=False))
     assert record["images_per_second"] == 2
