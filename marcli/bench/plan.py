@@ -64,6 +64,8 @@ def parse_sweeps(texts: Sequence[str]) -> dict[str, tuple[Value, ...]]:
         if key not in SWEEPABLE:
             hint = "use --steps" if key == "steps" else f"choose from {', '.join(SWEEPABLE)}"
             raise UsageError(f"--sweep cannot vary {key!r}: {hint}")
+        if key in sweep:
+            raise UsageError(f"--sweep {key} is given twice: write all its values in one, as {key}=value,value")
         sweep[key] = tuple(parse_scalar(value.strip()) for value in values.split(","))
     return sweep
 

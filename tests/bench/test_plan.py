@@ -184,6 +184,7 @@ def test_an_uncounted_decoder_is_said(capsys):
         (lambda: parse_sweeps(["temperature"]), "has no values"),
         (lambda: parse_sweeps(["steps=1,2"]), "use --steps"),
         (lambda: parse_sweeps(["heat=1,2"]), "choose from cfg"),
+        (lambda: parse_sweeps(["cfg=1", "sample.cfg=2"]), "--sweep cfg is given twice"),
         (lambda: parse_presets(["warp"]), "--fast-preset 'warp' does not exist: choose disa"),
         (lambda: parse_engines("plain,quick"), "'quick' is not an engine"),
         (lambda: planned(MASKED, sweep={"cfg": (0.5,)}), r"sample\.cfg"),
