@@ -3,6 +3,7 @@
 Special: a recipe stands for random weights, so that speed can be measured before anything is trained or fetched.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def shortly_named(entries: Sequence[Entry]) -> list[Entry]:
     names = [entry.system.name for entry in entries]
     if len(set(names)) < len(names):
         raise UsageError(f"{max(names, key=names.count)} is named twice: give every run once")
-    short = [Path(name).name for name in names]
+    short = [Path(os.path.abspath(name)).name for name in names]  # of `.`, too
     if len(set(short)) < len(short):
         return list(entries)
     return [replace(entry, system=replace(entry.system, name=name)) for entry, name in zip(entries, short, strict=True)]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from marcli.bench.baseline import FORMAT
 from marcli.bench.budget import affordable, fit_to_time, fitting_batch_size
 from marcli.bench.clock import Memory
-from marcli.bench.entries import Entry
+from marcli.bench.entries import Entry, shortly_named
 from marcli.bench.measure import Contender, Extent, measure_shares, run_rounds
 from marcli.bench.plan import Variant, vary
 from marcli.bench.points import point_of
@@ -20,6 +20,7 @@ from marcli.bench.request import Request
 from marcli.bench.roofline import Machine
 from marcli.bench.stand_in import random_tokenizer, stand_in_system
 from marcli.cli.app import run
+from marcli.errors import UsageError
 from marcli.metrics.features import pixel_extractor
 from marcli.metrics.frechet import frechet_distance
 from marcli.metrics.pictures import open_pictures
@@ -205,6 +206,22 @@ def test_command_writes_everything_and_gates(tmp_path, capsys):
     result = json.loads(line)
     assert line == shown.out.splitlines()[-1] and result["exit_code"] == 1 and result["error"] in shown.err
     assert len(result["regressions"]) == 4 and len(result["points"]) == 4
+
+
+def test_runs_are_named_by_their_folders(tmp_path, monkeypatch):
+    def named(*names):
+        system = stand_in_system(read_recipe(SPECS["masked"], []), seed=0)
+        entries = [Entry(dataclasses.replace(system, name=name), [], is_random=False) for name in names]
+        return [entry.system.name for entry in shortly_named(entries)]
+
+    run_folder = tmp_path / "runs" / "tiny"
+    run_folder.mkdir(parents=True)
+    monkeypatch.chdir(run_folder)
+    assert named(".") == named("runs/tiny/") == named(str(run_folder)) == ["tiny"], "a baseline knows it by this name"
+    assert named("hub:you/it", "../other") == ["it", "other"]
+    assert named("a/tiny", "b/tiny") == ["a/tiny", "b/tiny"]
+    with pytest.raises(UsageError, match="named twice"):
+        named("tiny", "tiny")
 
 
 def measuring_is_wrong(*_):
