@@ -5,34 +5,54 @@ pictures are missing, afterwards in `samples.json`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from marcli.errors import UsageError
 from marcli.metrics.pictures import SAMPLE_NAME
+from marcli.runtime.atomic import remove_partials
+from marcli.runtime.lock import exclusive
 from marcli.sampling.album import picture_path, write_record
 
 PLAN, RECORD = "plan.json", "samples.json"
 MADE_OF_PICTURES = (RECORD, "samples.npz", "grid.png", "animation.gif")
 
 
-def prepare_folder(folder: Path, plan: Mapping[str, Any], *, num: int) -> None:
-    """Leave in `folder` only what this plan made, of pictures below `num`, and note the plan.
+@contextmanager
+def own_folder(folder: Path, plan: Mapping[str, Any], *, num: int) -> Iterator[None]:
+    """Be the only one that writes to `folder`, prepared for this plan.
 
-    Raises UsageError when it holds numbered pictures that no plan made.
+    Raises UsageError when it holds numbered pictures that no plan made, MarcliError when another process has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = [path for path in folder.iterdir() if SAMPLE_NAME.fullmatch(path.name)]
-    theirs = read_plan(folder)
-    if pictures and theirs is None:
+    refuse_foreign(folder)
+    with exclusive(folder / "lock"):
+        remove_partials(folder)
+        prepare_folder(folder, plan, num=num)
+        yield
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise UsageError when `folder` holds numbered pictures that no plan made."""
+    pictures = numbered_pictures(folder)
+    if pictures and read_plan(folder) is None:
         raise UsageError(
             f"{folder} holds numbered pictures, such as {pictures[0].name}, that `marcli sample` did not write: choose "
             "another --out"
         )
-    is_same = theirs == json.loads(json.dumps(plan))
+
+
+def numbered_pictures(folder: Path) -> list[Path]:
+    """Pictures with names such as `marcli sample` gives."""
+    return [path for path in folder.glob("*.png") if SAMPLE_NAME.fullmatch(path.name)]
+
+
+def prepare_folder(folder: Path, plan: Mapping[str, Any], *, num: int) -> None:
+    """Leave in `folder` only what this plan made, of pictures below `num`, and note the plan."""
+    is_same = read_plan(folder) == json.loads(json.dumps(plan))
     # Killed between any two of these, the folder still says whose pictures it holds.
-    for path in pictures:
+    for path in numbered_pictures(folder):
         if not is_same or int(path.stem) >= num:
             path.unlink()
     write_record(plan, folder / PLAN)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from marcli.runtime.stop import StopRequest
 from marcli.sampling.album import GRID_PICTURES, Album, read_grid_pictures, write_grid, write_npz
 from marcli.sampling.animation import Animation
 from marcli.sampling.engine.base import Engine
-from marcli.sampling.folder import finish_folder, missing_batches, prepare_folder
+from marcli.sampling.folder import finish_folder, missing_batches, own_folder
 from marcli.sampling.generate import class_of, generate, micro_batches
 from marcli.sampling.system import Named, System
 
@@ -42,44 +43,47 @@ def sample(
 
     All processes call it; each writes the pictures of its micro-batches, but for those that an interrupted call with
     the same plan left. Raises StoppedError when asked to stop, with whole pictures on disk and no samples.json;
-    UsageError when `out` holds pictures of another origin.
+    UsageError when `out` holds pictures of another origin, MarcliError when another call is writing there.
     """
     plan = sample_plan(system, engine, seed=seed, classes=classes, batch_size=batch_size, precision=processes.precision)
-    if processes.is_main:
-        prepare_folder(out, plan, num=num)
-    processes.wait()
-    mine = micro_batches(start=0, stop=num, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size)
-    batches = missing_batches(mine, out, batch_size=batch_size)
-    system.tokenizer.to(engine.device, memory_format=torch.channels_last)
-    animation = Animation(system, out / "animation.gif") if animate and processes.is_main else None
-    if animation is not None and mine[0] not in batches:
-        batches.insert(0, mine[0])
-    total = sum(map(len, mine))
-    there = total - sum(map(len, batches))
-    shown = Progress(title="sample", total=total, unit="pictures", shown=processes.is_main, done=there)
-    with StopRequest() as stop, Album(out) as album, shown as progress:
-        watch = None if animation is None else animation.watch
-        for pictures in generate(engine, system.tokenizer, classes=classes, seed=seed, batches=batches, on_step=watch):
-            album.add(pictures)
-            progress.advance(len(pictures.indices))
-            if stop.requested:
-                whose = "" if processes.world_size == 1 else ", this process's share,"
-                raise StoppedError(
-                    f"Stopped by {stop.signal_name} with {progress.done} of {total} pictures{whose} in {out}; "
-                    "the same command makes the rest"
-                )
-    processes.wait()
-    labels = [class_of(index, classes) for index in range(num)]
-    images = [{"index": i, "seed": seed, "class": label} for i, label in enumerate(labels)]
-    record = {**plan, "num": num, "images": images}
-    if processes.is_main:
-        if animation is not None:
-            animation.write()
-        write_grid(read_grid_pictures(out, num), out / "grid.png", columns=grid_columns(num))
-        if npz:
-            write_npz(out, labels, out / "samples.npz")
-        finish_folder(out, record)
-    return record
+    with own_folder(out, plan, num=num) if processes.is_main else nullcontext():
+        processes.wait()
+        mine = micro_batches(
+            start=0, stop=num, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size
+        )
+        batches = missing_batches(mine, out, batch_size=batch_size)
+        system.tokenizer.to(engine.device, memory_format=torch.channels_last)
+        animation = Animation(system, out / "animation.gif") if animate and processes.is_main else None
+        if animation is not None and mine[0] not in batches:
+            batches.insert(0, mine[0])
+        total = sum(map(len, mine))
+        there = total - sum(map(len, batches))
+        shown = Progress(title="sample", total=total, unit="pictures", shown=processes.is_main, done=there)
+        with StopRequest() as stop, Album(out) as album, shown as progress:
+            watch = None if animation is None else animation.watch
+            for pictures in generate(
+                engine, system.tokenizer, classes=classes, seed=seed, batches=batches, on_step=watch
+            ):
+                album.add(pictures)
+                progress.advance(len(pictures.indices))
+                if stop.requested:
+                    whose = "" if processes.world_size == 1 else ", this process's share,"
+                    raise StoppedError(
+                        f"Stopped by {stop.signal_name} with {progress.done} of {total} pictures{whose} in {out}; "
+                        "the same command makes the rest"
+                    )
+        processes.wait()
+        labels = [class_of(index, classes) for index in range(num)]
+        images = [{"index": i, "seed": seed, "class": label} for i, label in enumerate(labels)]
+        record = {**plan, "num": num, "images": images}
+        if processes.is_main:
+            if animation is not None:
+                animation.write()
+            write_grid(read_grid_pictures(out, num), out / "grid.png", columns=grid_columns(num))
+            if npz:
+                write_npz(out, labels, out / "samples.npz")
+            finish_folder(out, record)
+        return record
 
 
 def grid_columns(num: int) -> int:

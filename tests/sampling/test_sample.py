@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from marcli.cli.app import run
+from marcli.runtime.lock import exclusive
 from marcli.sampling.album import Album, picture_path
 from marcli.sampling.folder import finish_folder, prepare_folder
 from marcli.sampling.load import load_system
@@ -33,7 +34,7 @@ def test_pictures_grid_npz_and_record(run_folder, tmp_path, capsys):
     assert sample(run_folder, "--out", tmp_path, "--npz", "--animate", "--json", "--classes", "3,7", "--seed", 4) == 0
     names = sorted(path.name for path in tmp_path.iterdir())
     pngs = [f"{i:06d}.png" for i in range(12)]
-    assert names == sorted([*pngs, "animation.gif", "grid.png", "samples.json", "samples.npz"])
+    assert names == sorted([*pngs, "animation.gif", "grid.png", "lock", "samples.json", "samples.npz"])
     record = json.loads((tmp_path / "samples.json").read_text())
     assert record["images"] == [{"index": i, "seed": 4, "class": [3, 7][i % 2]} for i in range(12)]
     assert record["settings"]["cfg"] == 2.0 and record["steps"] == 6 and len(record["weights_sha256"]) == 64
@@ -103,7 +104,7 @@ def test_an_interrupted_call_goes_on_and_ends_with_the_same_pictures(run_folder,
     parts = tmp_path / "parts"
     assert sample(run_folder, "--out", parts) == 75
     assert "Stopped by SIGTERM with 5 of 12 pictures" in " ".join(capsys.readouterr().err.split())
-    assert sorted(path.name for path in parts.iterdir()) == [*(f"{i:06d}.png" for i in range(5)), "plan.json"]
+    assert sorted(path.name for path in parts.iterdir()) == [*(f"{i:06d}.png" for i in range(5)), "lock", "plan.json"]
     assert sample(run_folder, "--out", parts, "--animate") == 75, "the first batch is made again for its animation"
     made.clear()
     assert sample(run_folder, "--out", parts) == 0
@@ -136,6 +137,22 @@ def test_pictures_of_another_origin_are_left_alone(run_folder, tmp_path, capsys)
     assert sample(run_folder, "--out", tmp_path) == 2
     assert "that `marcli sample` did not write" in " ".join(capsys.readouterr().err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["000000.png"] and picture.read_bytes() == b"mine"
+
+
+def test_two_calls_never_write_into_one_folder(run_folder, tmp_path, capsys):
+    assert sample(run_folder, "--out", tmp_path) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with exclusive(tmp_path / "lock"):
+        assert sample(run_folder, "--out", tmp_path, "--seed", 1) == 1
+    assert f"{tmp_path} is in use by process {os.getpid()}" in " ".join(capsys.readouterr().err.split())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_a_killed_call_left_half_written_goes(run_folder, tmp_path):
+    half = tmp_path / ".000003.partial-0123456789ab.png"
+    half.write_bytes(b"half")
+    assert sample(run_folder, "--out", tmp_path) == 0
+    assert not half.exists()
 
 
 def test_a_file_as_folder_is_refused_before_the_model_is_loaded(tmp_path, capsys):
