@@ -1,4 +1,4 @@
-"""A folder of pictures belongs to one plan: everything that decides them.
+"""A folder of pictures belongs to one plan: everything that decides them, by whatever path the run was named.
 
 So the pictures of two calls never mix, and a call that was interrupted goes on. The plan lies in `plan.json` while
 pictures are missing, afterwards in `samples.json`.
@@ -17,6 +17,7 @@ from marcli.runtime.lock import exclusive
 from marcli.sampling.album import picture_path, write_record
 
 PLAN, RECORD = "plan.json", "samples.json"
+DECIDES_NOTHING = ("system", "note", "num", "images")  # the hashes say which system it was
 MADE_OF_PICTURES = (RECORD, "samples.npz", "grid.png", "animation.gif")
 
 
@@ -50,7 +51,7 @@ def numbered_pictures(folder: Path) -> list[Path]:
 
 def prepare_folder(folder: Path, plan: Mapping[str, Any], *, num: int) -> None:
     """Leave in `folder` only what this plan made, of pictures below `num`, and note the plan."""
-    is_same = read_plan(folder) == json.loads(json.dumps(plan))
+    is_same = read_plan(folder) == deciding(json.loads(json.dumps(plan)))
     # Killed between any two of these, the folder still says whose pictures it holds.
     for path in numbered_pictures(folder):
         if not is_same or int(path.stem) >= num:
@@ -61,15 +62,20 @@ def prepare_folder(folder: Path, plan: Mapping[str, Any], *, num: int) -> None:
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
-    """The plan of a folder's pictures; None where there is none, {} where it cannot be read."""
+    """What decides a folder's pictures; None where no plan says so."""
     for name in (PLAN, RECORD):
         if (folder / name).exists():
             try:
                 facts = json.loads((folder / name).read_text())
             except ValueError:
-                return {}
-            return {key: value for key, value in facts.items() if key not in ("num", "images")}
+                return None
+            return deciding(facts) if isinstance(facts, dict) and "marcli" in facts else None
     return None
+
+
+def deciding(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a plan or a record that decides what a picture shows."""
+    return {key: value for key, value in plan.items() if key not in DECIDES_NOTHING}
 
 
 def finish_folder(folder: Path, record: Mapping[str, Any]) -> None:

@@ -122,6 +122,16 @@ def test_more_pictures_of_the_same_plan_keep_those_that_are_there(run_folder, tm
     assert pictures_of(tmp_path / "more") == pictures_of(tmp_path / "whole")
 
 
+def test_another_path_to_the_run_goes_on_with_its_pictures(run_folder, tmp_path, monkeypatch):
+    assert sample(run_folder, "--out", tmp_path, "--num", 7) == 0
+    kept = (tmp_path / "000004.png").stat().st_ino
+    assert sample(f"{run_folder}/", "--out", tmp_path) == 0
+    monkeypatch.chdir(run_folder)
+    assert sample(".", "--out", tmp_path) == 0
+    assert (tmp_path / "000004.png").stat().st_ino == kept
+    assert json.loads((tmp_path / "samples.json").read_text())["system"] == "."
+
+
 @pytest.mark.parametrize("other", [["--classes", 3], ["--seed", 1], ["--cfg", 3], ["--weights", "raw"], ["--steps", 2]])
 def test_pictures_of_two_plans_never_mix(run_folder, tmp_path, other):
     assert sample(run_folder, "--out", tmp_path / "both", "--npz") == 0
@@ -131,12 +141,15 @@ def test_pictures_of_two_plans_never_mix(run_folder, tmp_path, other):
     assert not (tmp_path / "both" / "samples.npz").exists()
 
 
-def test_pictures_of_another_origin_are_left_alone(run_folder, tmp_path, capsys):
-    picture = tmp_path / "000000.png"
-    picture.write_bytes(b"mine")
+@pytest.mark.parametrize("record", [None, '{"seed": 0}', "[]", "{"])
+def test_pictures_of_another_origin_are_left_alone(run_folder, tmp_path, capsys, record):
+    (tmp_path / "000000.png").write_bytes(b"mine")
+    if record is not None:
+        (tmp_path / "samples.json").write_text(record)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert sample(run_folder, "--out", tmp_path) == 2
     assert "that `marcli sample` did not write" in " ".join(capsys.readouterr().err.split())
-    assert [path.name for path in tmp_path.iterdir()] == ["000000.png"] and picture.read_bytes() == b"mine"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_two_calls_never_write_into_one_folder(run_folder, tmp_path, capsys):
@@ -174,7 +187,7 @@ def test_default_folders_tell_the_settings_apart(run_folder):
 
 def test_a_kill_while_a_folder_is_prepared_never_gives_pictures_to_another_plan(tmp_path, monkeypatch):
     """Killed before any of its changes, and repeated: what is left is of the new plan alone."""
-    old, new = {"seed": 0}, {"seed": 1}
+    old, new = {"marcli": "1", "seed": 0}, {"marcli": "1", "seed": 1}
     for survived in range(9):
         folder = tmp_path / str(survived)
         prepare_folder(folder, old, num=3)
