@@ -83,6 +83,8 @@ def sample(
     system = (name_system if dry_run else load_system)(
         names[0] if names else None, weights=weights, overrides=overrides
     )
+    if animate and system.recipe.sampling_steps is None:
+        raise UsageError("--animate shows AR steps, and model.backbone.kind 'dit' has none: leave it out")
     wanted = chosen_classes(classes, system.recipe)
     folder = out or default_folder(system, seed=seed, classes=wanted)
     if dry_run:

@@ -175,6 +175,12 @@ def test_a_file_as_folder_is_refused_before_the_model_is_loaded(tmp_path, capsys
         assert "is a file: choose another --out" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_model_without_ar_steps_is_not_animated(tmp_path, capsys):
+    run_folder = write_run(tmp_path / "dit", tiny.recipe("dit", None, None, num=2))
+    assert sample(run_folder, "--out", tmp_path / "out", "--animate") == 2
+    assert "--animate shows AR steps" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_default_folders_tell_the_settings_apart(run_folder):
     system = load_system(str(run_folder), weights="ema", overrides=[])
     every, names = list(range(10)), set()
