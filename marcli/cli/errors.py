@@ -124,7 +124,7 @@ def _usage_sentence(error: typer.TyperException) -> str:
 def _print_failure(sentence: str, code: int, *, as_json: bool) -> None:
     from rich.console import Console
 
-    sys.stdout.flush()
+    _finish_output("")
     console = Console(stderr=True, highlight=False)
     if code == STOPPED:  # nothing is wrong, and the sentence says itself that it stopped
         console.print(sentence[:1].upper() + sentence[1:], style="yellow", markup=False, soft_wrap=True)
@@ -132,4 +132,14 @@ def _print_failure(sentence: str, code: int, *, as_json: bool) -> None:
         console.print("[bold red]error:[/]", end=" ")
         console.print(sentence, markup=False, soft_wrap=True)
     if as_json:
-        print(json.dumps({"error": sentence, "exit_code": code}), flush=True)
+        _finish_output(json.dumps({"error": sentence, "exit_code": code}) + "\n")
+
+
+def _finish_output(text: str) -> None:
+    """Write `text` and all before it to standard output; that nobody takes it is no further failure."""
+    try:
+        print(text, end="", flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # where Python's own last flush goes, too
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -5,7 +5,10 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +86,20 @@ def test_a_stop_request_lets_the_command_finish() -> None:
         return 3
 
     assert run_guarded(command, as_json=False) == 3
+
+
+@pytest.mark.parametrize("where", ["closed pipe", "full disk"])
+def test_output_that_nobody_takes_changes_neither_sentence_nor_code(where: str) -> None:
+    if where == "full disk" and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    reader, writer = os.pipe() if where == "closed pipe" else (None, os.open("/dev/full", os.O_WRONLY))
+    if reader is not None:
+        os.close(reader)
+    command = [sys.executable, "-m", "marcli", "train", "no-such-recipe", "--json"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: There is no recipe file") and done.stderr.count("\n") == 1
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
