@@ -62,7 +62,7 @@ def collect(
         for number, batch in zip(mine, stream, strict=True):
             spool.write(number, batch)
             progress.advance(min(len(batch.indices) * processes.world_size, total - progress.done))
-            if stop.requested and number != mine[-1]:
+            if stop.requested:  # after the last one, too: other seeds and the scores are still to come
                 raise StoppedError(f"Stopped. Features are kept in {spool.path}: the same command continues.")
     processes.wait()
     return Collected(*spool.read_all()) if processes.is_main else None

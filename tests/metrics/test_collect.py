@@ -84,6 +84,14 @@ def test_a_stopped_evaluation_continues_with_the_same_pictures(source, tmp_path)
     assert third.seen == 0
 
 
+def test_a_signal_during_the_last_unit_is_not_lost(source, tmp_path):
+    with pytest.raises(StoppedError, match="the same command continues"):
+        run(source, tmp_path / "eval", Counting(stop_after=1000))
+    again = Counting()
+    run(source, tmp_path / "eval", again)
+    assert again.seen == 0
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut"])
 def test_a_damaged_file_is_done_again(source, tmp_path, damage, caplog):
     whole = run(source, tmp_path / "eval", Counting())
