@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from marcli.cli.eval_inputs import check_inputs, check_reference, check_unused, parse_count, parse_seeds
+from marcli.cli.eval_inputs import (
+    check_inputs,
+    check_networks_options,
+    check_reference,
+    check_unused,
+    parse_count,
+    parse_seeds,
+)
 from marcli.cli.eval_plan import plan_pictures, plan_system
 from marcli.cli.launching import spread
 from marcli.cli.options import (
@@ -32,6 +39,7 @@ from marcli.cli.options import (
 from marcli.cli.output import print_result
 from marcli.cli.sharing import PushTo, check_push, run_to_share, share
 from marcli.errors import UsageError
+from marcli.runtime.writable import check_place
 
 if TYPE_CHECKING:
     from marcli.metrics.features import Extractor
@@ -108,10 +116,30 @@ def eval_fid(
         diffusion_steps=diffusion_steps,
         batch_size=batch_size,
     )
-    check_inputs(names, overrides, images=images, reference=reference, make_stats=make_stats)
+    check_inputs(
+        names,
+        overrides,
+        images=images,
+        reference=reference,
+        make_stats=make_stats,
+        image_size=image_size,
+        out=out,
+    )
+    check_networks_options(
+        features,
+        of_inception={
+            "--protocol": protocol != "legacy_tensorflow",
+            "--inception": inception is not None,
+            "--inception-sha256": inception_sha256 is not None,
+            "--inception-splits": inception_splits != "torch-fidelity",
+        },
+        of_timm={"--feature-weights": feature_weights is not None},
+    )
     if images is not None or make_stats is not None:
         made_with = {"--seeds": seeds != "0", "--classes": classes != "all", "--weights": weights != "ema"}
         check_unused(made_with | {"--engine": engine != "auto"}, images=images)
+    if out is not None or (images is not None and make_stats is None):
+        check_place(out or results_folder(str(images), None))
     count, seed_list = parse_count(num), parse_seeds(seeds)
     check_push(push_to)
     run = run_to_share(names, images=images, make_stats=make_stats) if push_to is not None else None
@@ -221,6 +249,10 @@ def statistics_source(place: str, overrides: list[str], *, image_size: int | Non
 
     recipe = Path(place) / "recipe.yaml" if (Path(place) / "recipe.yaml").is_file() else Path(place)
     if recipe.suffix in (".yaml", ".yml"):
+        if image_size is not None:
+            raise UsageError(
+                f"--image-size crops --images, and {place} is a recipe: give data.image_size={image_size}."
+            )
         return training_pictures(read_recipe(recipe, overrides).data)
     if overrides:
         raise UsageError(f"{overrides[0]} changes a recipe, but {place} is none: --image-size crops pictures.")
@@ -298,10 +330,11 @@ def measure_system(
     check_reference(system.name, reference)
     size = system.recipe.data.image_size
     wanted = chosen_classes(classes, system.recipe)
+    folder = out or evaluation_folder(system)
+    check_place(folder)
     against = open_reference(
         reference or system.recipe.data, extractor, image_size=size, processes=team, workers=READERS
     )
-    folder = out or evaluation_folder(system)
     results = []
     for seed in seeds:
         collected = collect_samples(

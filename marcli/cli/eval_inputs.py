@@ -3,10 +3,18 @@
 from pathlib import Path
 
 from marcli.errors import UsageError
+from marcli.runtime.writable import check_place
 
 
 def check_inputs(
-    names: list[str], overrides: list[str], *, images: str | None, reference: str | None, make_stats: Path | None
+    names: list[str],
+    overrides: list[str],
+    *,
+    images: str | None,
+    reference: str | None,
+    make_stats: Path | None,
+    image_size: int | None,
+    out: Path | None,
 ) -> None:
     """Raise UsageError for combinations that have no meaning, before anything is loaded."""
     if len(names) > 1:
@@ -19,14 +27,21 @@ def check_inputs(
     if images is not None and overrides:
         raise UsageError(f"{overrides[0]} changes how pictures are made, but --images are made already.")
     if make_stats is None:
+        if images is None and image_size is not None:
+            raise UsageError("--image-size crops --images, and a run's pictures have their size: leave it out.")
         if images is not None and reference is None:
             raise UsageError("--images need a --reference to be compared with.")
         return
     if make_stats.suffix != ".npz":
         name = make_stats.with_suffix(".npz") if make_stats.name else "OUT.npz"
         raise UsageError(f"--make-stats writes an npz: call it {name}.")
+    if make_stats.is_dir():
+        raise UsageError(f"--make-stats writes a file, and {make_stats} is a folder: choose another name.")
+    check_place(make_stats.parent, option="--make-stats")
     if reference is not None:
         raise UsageError("--make-stats makes a reference and compares with none: leave --reference out.")
+    if out is not None:
+        raise UsageError("--make-stats names the one file that it writes: leave --out out.")
     if images is None and not names:
         raise UsageError("--make-stats needs pictures: --images DIR, NPZ or data set, or a recipe for its data.")
 
@@ -48,6 +63,18 @@ def check_unused(given: dict[str, bool], *, images: str | None) -> None:
     for option, is_given in given.items():
         if is_given:
             raise UsageError(f"{option} says how a run makes pictures, but {pictures} are made already: leave it out.")
+
+
+def check_networks_options(features: str, *, of_inception: dict[str, bool], of_timm: dict[str, bool]) -> None:
+    """Raise UsageError for an option of a feature network that does not measure here."""
+    is_timm = features == "dinov2" or features.startswith("timm:")
+    for given, goes_with, is_chosen in (
+        (of_inception, "inception", features == "inception"),
+        (of_timm, "dinov2 or timm:NAME", is_timm),
+    ):
+        for option, is_given in given.items():
+            if is_given and not is_chosen:
+                raise UsageError(f"{option} goes with --features {goes_with}, not with {features}: leave it out.")
 
 
 def parse_count(text: str | None) -> int | None:

@@ -6,10 +6,10 @@ from pathlib import Path
 from marcli.errors import UsageError
 
 
-def check_place(folder: Path) -> None:
-    """Raise UsageError where files in `folder` could not be written; creates nothing."""
+def check_place(folder: Path, *, option: str = "--out") -> None:
+    """Raise UsageError where files in `folder`, given as `option`, could not be written; creates nothing."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not place.is_dir():
-        raise UsageError(f"{folder} cannot be a folder, for {place} is a file: choose another --out")
+        raise UsageError(f"{folder} cannot be a folder, for {place} is a file: choose another {option}")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise UsageError(f"{folder} cannot be written, for you have no permission in {place}: choose another --out")
+        raise UsageError(f"{folder} cannot be written, for you have no permission in {place}: choose another {option}")

@@ -103,6 +103,24 @@ def test_a_missing_reference_is_noticed_before_a_network_is_loaded(capsys, monke
     assert capsys.readouterr().err == "error: --reference: there is no file nope.npz.\n"
 
 
+def test_places_that_cannot_be_written_are_noticed_before_anything_is_measured(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("marcli.metrics.features.build_extractor", lambda *_, **__: pytest.fail("too late"))
+    (tmp_path / "file").touch()
+    (tmp_path / "x.eval").touch()
+    (tmp_path / "folder.npz").mkdir()
+    images = ["--images", tmp_path / "x", "--reference", "digits"]
+    for arguments in (
+        ["--images", "digits", "--make-stats", tmp_path / "file" / "x.npz"],
+        ["--images", "digits", "--make-stats", tmp_path / "folder.npz"],
+        ["--images", "digits", "--reference", "digits", "--out", tmp_path / "file"],
+        [run_folder, "--out", tmp_path / "file"],
+        [*images, "--dry-run"],
+        images,
+    ):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        assert run(["eval-fid", *map(str, arguments), "--features", "pixels", "--gpus", "0"]) == 2
+
+
 def test_the_table_is_for_people(run_folder, tmp_path, capsys):
     arguments = [run_folder, "--num", 20, "--out", tmp_path, "--features", "pixels", "--gpus", "0"]
     assert run(["eval-fid", *map(str, arguments)]) == 0
@@ -161,6 +179,18 @@ def test_two_and_three_processes_give_the_scores_of_one(run_folder, tmp_path):
         (["--images", "nothing-here", "--reference", "digits"], "There is no nothing-here"),
         (["--images", "digits", "--reference", "none.npz"], "there is no file none.npz"),
         (["--images", "digits", "--reference", "/none/x"], "--reference: there is no /none/x"),
+        (["digits", "--image-size", "4"], "--image-size crops --images"),
+        (["recipes/digits.yaml", "--make-stats", "x.npz", "--image-size", "4"], "give data.image_size=4"),
+        (["--images", "digits", "--make-stats", "x.npz", "--out", "y"], "leave --out out"),
+        (
+            ["--features", "pixels", "--inception", "x.pt"],
+            "--inception goes with --features inception, not with pixels",
+        ),
+        (["--features", "pixels", "--protocol", "clean"], "--protocol goes with --features inception"),
+        (
+            ["--features", "inception", "--feature-weights", "x"],
+            "--feature-weights goes with --features dinov2 or timm",
+        ),
         (["--features", "nope"], "neither inception"),
     ],
 )
