@@ -1,5 +1,6 @@
 """`marcli eval-fid`: which pictures, which reference, one call, and what came out."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -260,8 +261,10 @@ def statistics_source(place: str, overrides: list[str], *, image_size: int | Non
 
 
 def results_folder(images: str, out: Path | None) -> Path:
-    """Where the results of pictures that exist go."""
-    return out or Path(images.rstrip("/") + ".eval")
+    """Where the results of pictures that exist go: beside them, also beside the working directory."""
+    place = Path(images).expanduser()
+    place = place if place.name not in ("", "..") else Path(os.path.abspath(place))
+    return out or Path(f"{place}.eval")
 
 
 def measure_pictures(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from marcli.cli import eval_fid as eval_command
 from marcli.cli.app import run
 from marcli.metrics import features
 from marcli.sampling import evaluation
@@ -119,6 +120,16 @@ def test_places_that_cannot_be_written_are_noticed_before_anything_is_measured(r
     ):
         (tmp_path / "x").mkdir(exist_ok=True)
         assert run(["eval-fid", *map(str, arguments), "--features", "pixels", "--gpus", "0"]) == 2
+
+
+def test_results_lie_beside_the_pictures_however_they_are_named(tmp_path, monkeypatch):
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "set")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    beside = tmp_path / "set.eval"
+    for name in (".", "./", "a/..", "~/set", "../set/", tmp_path / "set"):
+        assert eval_command.results_folder(str(name), None).resolve() == beside
+    assert eval_command.results_folder("you/photos", None) == Path("you/photos.eval")
 
 
 def test_the_table_is_for_people(run_folder, tmp_path, capsys):
