@@ -155,8 +155,16 @@ def measure_once(
     if processes.any(processes.is_main and kept is None):
         kept = measure(source, extractor, num=None, processes=processes, workers=workers)
         if kept is not None:
-            write_statistics(kept, path)
+            keep(kept, path)
     return None if kept is None else replace(kept, name=source.name, sha256=source.fingerprint)
+
+
+def keep(reference: Reference, path: Path) -> None:
+    """Write statistics into the cache; one that takes none (a quota, a read-only home) costs no measurement."""
+    try:
+        write_statistics(reference, path)
+    except OSError as error:
+        logger.warning("%s cannot be written (%s): the reference is measured anew each time", path, error.strerror)
 
 
 def read_kept(path: Path) -> Reference | None:
@@ -165,7 +173,7 @@ def read_kept(path: Path) -> Reference | None:
         expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
         if sha256_file(path) == expected:
             return read_statistics(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, MarcliError):
         pass

@@ -112,6 +112,15 @@ def test_a_damaged_reference_in_the_cache_is_measured_again(tmp_path, monkeypatc
     assert network.seen == 2 * 31 + 1 and kept_now.record() == first.record()
 
 
+def test_a_cache_that_takes_nothing_costs_no_measurement(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MARCLI_CACHE", str(tmp_path / "file" / "cache"))
+    path, network = archive(tmp_path / "x.npz"), Watched()
+    made = open_reference(str(path), replace(colour_means(), network=network), image_size=8, **ALONE)
+    assert network.seen == 31 and len(made.features) == 30
+    assert caplog.text.count("cannot be written") == 1 and "damaged" not in caplog.text
+
+
 def test_other_weights_of_the_same_network_do_not_compare(tmp_path):
     source = open_pictures(str(archive(tmp_path / "x.npz")), image_size=None)
     first, second = (replace(colour_means(), weights_sha256=sha256) for sha256 in PUBLISHED)
