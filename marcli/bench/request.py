@@ -109,7 +109,20 @@ def plan_known(request: Request) -> tuple[list[Planned], list[str]]:
             entry.variants, lines = variants_of(recipe, request)
             notes += lines
         planned.append(entry)
-    return planned, notes
+    return planned, [*notes, *idle_options(planned, request)]
+
+
+def idle_options(planned: Sequence[Planned], request: Request) -> list[str]:
+    """Lines on step counts that were asked for and that no system here takes."""
+    kinds = [None if each.recipe is None else each.recipe.model.backbone.kind for each in planned]
+    return [
+        f"{option} counts {what}, and no system here is one: it changes nothing"
+        for option, counts, what, kind in (
+            ("--steps", request.steps, "AR steps of masked models", "masked"),
+            ("--dit-steps", request.dit_steps, "diffusion steps of a DiT", "dit"),
+        )
+        if counts is not None and not {None, kind}.intersection(kinds)
+    ]
 
 
 def variants_of(recipe: Recipe, request: Request) -> tuple[list[Variant], list[str]]:

@@ -224,6 +224,21 @@ def test_runs_are_named_by_their_folders(tmp_path, monkeypatch):
         named("tiny", "tiny")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (["dit", "--steps", "2"], ["--steps counts AR steps of masked models, and no system here is one"]),
+        (["causal", "--steps", "2", "--dit-steps", "3"], ["--steps counts", "--dit-steps counts"]),
+        (["masked", "--dit-steps", "3"], ["--dit-steps counts diffusion steps of a DiT"]),
+        (["masked", "dit", "causal", "--steps", "2", "--dit-steps", "3"], []),
+    ],
+)
+def test_step_counts_that_no_system_takes_are_named(arguments, lines, capsys):
+    assert run(["bench", *(SPECS.get(each, each) for each in arguments), "--dry-run"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "changes nothing" in line]
+    assert len(said) == len(lines) and all(line.startswith(start) for line, start in zip(said, lines, strict=True))
+
+
 def measuring_is_wrong(*_):
     raise AssertionError("this should have been refused before anything is measured")
 
