@@ -72,7 +72,7 @@ def is_measured(point: object) -> bool:
         and is_number(point.get("peak_memory_bytes"))
         and isinstance(point.get("batch_size"), int)
         and point["batch_size"] > 0
-        and (fid is None or (is_number(fid) and {"fid_images", "fid_protocol"} <= point.keys()))
+        and (fid is None or (is_number(fid) and isinstance(point.get("fid_images"), int) and "fid_protocol" in point))
     )
 
 
@@ -84,6 +84,11 @@ def is_number(value: object) -> bool:
 def points_of(baseline: dict[str, Any]) -> frozenset[tuple[str, int | None, int | None]]:
     """The (system, AR steps, diffusion steps) that a baseline has."""
     return frozenset((point["system"], point["steps"], point["diffusion_steps"]) for point in baseline["points"])
+
+
+def judged_images(baseline: dict[str, Any]) -> int | None:
+    """The number of pictures that a baseline's distances are of; None where it has none."""
+    return max((point["fid_images"] for point in baseline["points"] if point["fid"] is not None), default=None)
 
 
 def check_comparable(baseline: dict[str, Any], current: dict[str, Any]) -> None:

@@ -98,4 +98,9 @@ def rounds_of(request: Request, batch_size: int, *, judged: bool) -> int:
     """Rounds including the warm-up, which counts for quality but not for time."""
     if not judged and request.num is None:
         return SPEED_ROUNDS
-    return max(2, -(-(request.num or QUALITY_NUM) // batch_size))
+    return max(2, -(-judged_num(request) // batch_size))
+
+
+def judged_num(request: Request) -> int:
+    """Pictures of a point that are judged: as many as asked for, else as many as those of the baseline."""
+    return request.num or request.gated_num or QUALITY_NUM

@@ -23,7 +23,8 @@ ENGINES: tuple[EngineName, ...] = ("auto", "plain", "fast")
 class Request:
     """What the command line asked for; None leaves the choice to the bench.
 
-    `gated` are the (system, AR steps, diffusion steps) of a baseline, which decide what is left out for time.
+    `gated` are the (system, AR steps, diffusion steps) of a baseline, which decide what is left out for time, and
+    `gated_num` is the number of pictures of its distances, which compare with those of as many pictures only.
     """
 
     specs: tuple[str, ...]
@@ -43,6 +44,7 @@ class Request:
     weights: Literal["ema", "raw"]
     seed: int
     gated: frozenset[tuple[str, int | None, int | None]] = frozenset()
+    gated_num: int | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -50,6 +52,11 @@ class Request:
         if self.minutes is not None:
             return 60 * self.minutes or None
         return TIME_LIMIT if self.num is None else None
+
+    @property
+    def seconds_of_rounds(self) -> float | None:
+        """The same, but that a baseline's number of pictures is reached, too."""
+        return None if self.minutes is None and self.gated_num is not None else self.seconds
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 
 from marcli import __version__
 from marcli.bench.baseline import FORMAT
-from marcli.bench.budget import QUALITY_NUM, fit_to_time, rounds_of
+from marcli.bench.budget import fit_to_time, judged_num, rounds_of
 from marcli.bench.cost import plain_cost, published_cost
 from marcli.bench.entries import Entry, load_entries
 from marcli.bench.measure import Contender, Extent, measure_shares, run_rounds
@@ -45,7 +45,7 @@ def run_bench(
         entries, engines=request.engines, device=device, precision=precision, judge=judge
     )
     rounds = rounds_of(request, contenders[0].point.batch_size, judged=judge is not None)
-    extent = Extent(rounds=rounds, seconds=request.seconds, seed=request.seed, num=request.num or QUALITY_NUM)
+    extent = Extent(rounds, request.seconds_of_rounds, request.seed, judged_num(request))
     measurements = measure(contenders, extent, machine, judge=judge, shown=processes.is_main)
     report = report_of(
         measurements,

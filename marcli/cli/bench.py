@@ -74,7 +74,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure speed and quality against the number of steps: table, plot, JSON, regression gate."""
-    from marcli.bench.baseline import parse_tolerance, points_of, read_baseline
+    from marcli.bench.baseline import judged_images, parse_tolerance, points_of, read_baseline
     from marcli.bench.plan import parse_counts, parse_presets, parse_sweeps
     from marcli.bench.request import Request, parse_engines, plan_known
 
@@ -103,6 +103,7 @@ def bench(
         weights=weights,
         seed=seed,
         gated=points_of(before) if before else frozenset(),
+        gated_num=judged_images(before) if before else None,
     )
     planned, notes = plan_known(request)
     folder = out or default_folder(names[0])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from marcli.bench.baseline import FORMAT
-from marcli.bench.budget import affordable, fit_to_time, fitting_batch_size
+from marcli.bench.baseline import FORMAT, judged_images
+from marcli.bench.budget import affordable, fit_to_time, fitting_batch_size, judged_num, rounds_of
 from marcli.bench.clock import Memory
 from marcli.bench.entries import Entry, shortly_named
 from marcli.bench.measure import Contender, Extent, measure_shares, run_rounds
@@ -130,6 +130,17 @@ def test_a_baseline_decides_what_is_left_out_and_never_the_clock(monkeypatch):
 def test_time_limit(minutes, num, seconds):
     asked = dataclasses.replace(plan_request(specs=(), batch_size=None), minutes=minutes, num=num)
     assert asked.seconds == seconds
+
+
+def test_a_baseline_decides_how_many_pictures_are_judged():
+    gate = dataclasses.replace(plan_request(specs=(), batch_size=None), gated_num=1500)
+    assert (judged_num(gate), gate.seconds, gate.seconds_of_rounds) == (1500, 240, None)
+    assert rounds_of(gate, 64, judged=True) == 24 and rounds_of(gate, 64, judged=False) == 6
+    shorter = dataclasses.replace(gate, minutes=3, num=100)
+    assert (judged_num(shorter), shorter.seconds_of_rounds) == (100, 180)
+    assert judged_num(dataclasses.replace(gate, gated_num=None)) == 2000
+    points = [{"fid": None, "fid_images": None}, {"fid": 3.0, "fid_images": 48}]
+    assert judged_images({"points": points}) == 48 and judged_images({"points": points[:1]}) is None
 
 
 def test_no_round_starts_that_would_end_too_late(monkeypatch):
