@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor
 
-from marcli.errors import StoppedError
+from marcli.errors import MarcliError, StoppedError
 from marcli.runtime.atomic import atomic_file
 from marcli.sampling.generate import Pictures
 
@@ -92,9 +92,20 @@ def write_grid(images: UInt8[Tensor, "batch channels height width"], path: Path,
 
 
 def read_pictures(folder: Path, indices: Sequence[int]) -> UInt8[np.ndarray, "batch height width channels"]:
-    """Read back written pictures."""
-    arrays = [np.asarray(Image.open(picture_path(folder, index))) for index in indices]
+    """Read back written pictures; raises MarcliError naming one that is damaged."""
+    arrays = [read_png(picture_path(folder, index)) for index in indices]
     return np.stack([array if array.ndim == 3 else array[:, :, None] for array in arrays])
+
+
+def read_png(path: Path) -> UInt8[np.ndarray, "height width *channels"]:
+    """Read back one picture; raises MarcliError when it is damaged."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image)
+    except (OSError, SyntaxError) as error:  # Pillow's words for a broken file
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise MarcliError(f"{path} is damaged ({error}): remove it, and the same command makes it again") from None
 
 
 def read_grid_pictures(folder: Path, num: int) -> UInt8[Tensor, "batch channels height width"]:

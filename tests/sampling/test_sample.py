@@ -168,6 +168,18 @@ def test_what_a_killed_call_left_half_written_goes(run_folder, tmp_path):
     assert not half.exists()
 
 
+@pytest.mark.parametrize("length", [0, 20, 60])
+def test_a_damaged_picture_is_named_and_made_again(run_folder, tmp_path, capsys, length):
+    assert sample(run_folder, "--out", tmp_path) == 0
+    whole, picture = pictures_of(tmp_path), tmp_path / "000003.png"
+    picture.write_bytes(picture.read_bytes()[:length])
+    assert sample(run_folder, "--out", tmp_path) == 1
+    assert f"{picture} is damaged" in " ".join(capsys.readouterr().err.split())
+    picture.unlink()
+    assert sample(run_folder, "--out", tmp_path) == 0
+    assert pictures_of(tmp_path) == whole
+
+
 def test_a_file_as_folder_is_refused_before_the_model_is_loaded(tmp_path, capsys):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
