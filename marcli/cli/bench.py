@@ -206,8 +206,10 @@ def run(
         report["missing"] = comparison.missing
         report["notes"] += comparison.notes
         sentence = complaint(comparison, tolerance)
-    written = [*write_report(report, measurements, folder), *draw(report, measurements, folder)]
-    print_tables(measurements)
+    try:
+        written = [*write_report(report, measurements, folder), *draw(report, measurements, folder)]
+    finally:
+        print_tables(measurements)  # on a full disk, the only place where the numbers go
     record = {**report, "out": folder} | ({} if sentence is None else {"error": sentence, "exit_code": 1})
     print_result([*conditions(report), f"Written: {', '.join(map(str, written))}"], record, as_json=as_json)
     if sentence is not None:  # not raised: with --json the report stays the last line

@@ -1,6 +1,7 @@
 """The bench from recipes to files, and its parts against what they promise."""
 
 import dataclasses
+import errno
 import itertools
 import json
 
@@ -284,15 +285,20 @@ def test_a_folder_that_cannot_be_written_is_found_before_measuring(tmp_path, mon
     assert "is a file: choose another --out" in capsys.readouterr().err
 
 
-def test_numbers_are_on_disk_before_anything_is_drawn(tmp_path, monkeypatch):
+def test_numbers_are_on_disk_before_anything_is_drawn_and_shown_where_they_cannot_be_written(
+    tmp_path, monkeypatch, capsys
+):
     def fail(*_, **__):
-        raise RuntimeError("no font")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("marcli.bench.plot.draw_tradeoff", fail)
     command = ["bench", SPECS["dit"], "--dit-steps", "2", "--batch-size", "2", "--num", "4", "--gpus", "0"]
-    assert run([*command, "--out", str(tmp_path)]) == 1
-    assert len(json.loads((tmp_path / "bench.json").read_text())["points"]) == 1
-    assert (tmp_path / "report.md").is_file()
+    for failing in ("plot.draw_tradeoff", "report.atomic_file"):
+        monkeypatch.setattr(f"marcli.bench.{failing}", fail)
+        assert run([*command, "--out", str(tmp_path)]) == 1
+        shown = capsys.readouterr()
+        assert "The disk is full" in shown.err and "debug_backbone_dit" in shown.out
+        assert len(json.loads((tmp_path / "bench.json").read_text())["points"]) == 1
+        assert (tmp_path / "report.md").is_file()
 
 
 def test_a_trained_run_is_judged_against_its_own_data_and_found_without_a_name(tmp_path, monkeypatch, capsys):
