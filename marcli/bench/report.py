@@ -88,8 +88,7 @@ def by_class(measurements: Sequence[Measurement]) -> list[tuple[str, list[Measur
 
 
 def print_tables(measurements: Sequence[Measurement]) -> None:
-    """One rich table per class of engine; a narrow terminal wraps lines rather than losing numbers."""
-    narrow, wide = Console(highlight=False), Console(width=UNLIMITED)
+    """One rich table per class of engine."""
     for title, group in by_class(measurements):
         table = Table(title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
         layout = columns(group)
@@ -97,8 +96,13 @@ def print_tables(measurements: Sequence[Measurement]) -> None:
             table.add_column(heading, justify="left" if heading in ("run", "system") else "right", no_wrap=True)
         for measurement in group:
             table.add_row(*(cell(measurement) for _, cell in layout))
-        needed = wide.measure(table).maximum
-        Console(highlight=False, width=max(narrow.width, needed)).print(table)
+        print_whole(table)
+
+
+def print_whole(table: Table) -> None:
+    """Print a table; a narrow terminal wraps lines rather than losing numbers."""
+    needed = Console(width=UNLIMITED).measure(table).maximum
+    Console(highlight=False, width=max(Console().width, needed)).print(table)
 
 
 def markdown_tables(measurements: Sequence[Measurement]) -> str:
@@ -148,5 +152,5 @@ def write_report(report: dict[str, Any], measurements: Sequence[Measurement], fo
     texts = {"bench.json": json.dumps(report, indent=1, allow_nan=False), "report.md": "\n".join(lines)}
     for name, text in texts.items():
         with atomic_file(folder / name) as partial:
-            partial.write_text(text + "\n", encoding="utf-8")
+            partial.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")  # any path may be named
     return [folder / name for name in texts]

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from marcli.bench.report import print_whole
 from marcli.metrics.evaluate import PAPER_NUM, EvalResult, summarize
 from marcli.runtime.atomic import atomic_file
 
@@ -24,7 +24,7 @@ def write_report(results: Sequence[EvalResult], folder: Path) -> tuple[list[str]
     """Write each result beside its features, print the table, and return the last lines and the whole record."""
     files = [write_result(result, folder) for result in results]
     summary = summarize(results)
-    Console(highlight=False).print(table_of(results, summary))
+    print_whole(table_of(results, summary))
     first = results[0]
     lines = [f"warning: {text}" for text in dict.fromkeys(text for result in results for text in result.warnings)]
     if first.protocol["features"] == "inception" and first.num_images != PAPER_NUM:

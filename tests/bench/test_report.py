@@ -9,7 +9,7 @@ from PIL import Image
 from marcli.bench.baseline import FORMAT, check_comparable, compare, complaint, parse_tolerance, read_baseline
 from marcli.bench.plot import draw_sweep, draw_tradeoff, series_of
 from marcli.bench.points import Measurement, Point
-from marcli.bench.report import by_class, columns, markdown_tables, print_tables
+from marcli.bench.report import by_class, columns, markdown_tables, print_tables, write_report
 from marcli.bench.tradeoff import small_print
 from marcli.errors import UsageError
 
@@ -236,6 +236,15 @@ def test_record_is_json():
     record = json.loads(json.dumps(measurement(0.5, swept=(("kv_cache", True),)).record(), allow_nan=False))
     assert record["images_per_second"] == 2
     assert record["swept"] == {"kv_cache": True}
+
+
+def test_a_command_may_name_any_path(tmp_path):
+    facts = {"marcli": "0", "torch": "2", "device": "CPU", "threads": 1, "precision": "fp32", "seed": 0}
+    facts |= {"machine": {"flops_per_second": 1e9}, "memory_counts": "resident", "quality": "", "notes": []}
+    facts |= {"command": "marcli bench --out x\udcff", "regressions": [], "missing": []}
+    points = [measurement(1.0)]
+    write_report(facts | {"points": [each.record() for each in points]}, points, tmp_path)
+    assert b"`marcli bench --out x\xff`" in (tmp_path / "report.md").read_bytes()
 
 
 def test_narrow_terminal_loses_no_number(monkeypatch, capsys):

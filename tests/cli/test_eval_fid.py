@@ -140,6 +140,16 @@ def test_the_table_is_for_people(run_folder, tmp_path, capsys):
     assert "warning: 20 pictures are fewer than the 64 feature dimensions" in out
 
 
+def test_a_narrow_terminal_loses_no_number(run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    arguments = ["--features", "pixels", "--seeds", "0,1", "--out", str(tmp_path), "--json"]
+    assert run(["eval-fid", str(run_folder), "--num", "20", *arguments, "--gpus", "0"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    record = json.loads(last)
+    shown = next(line for line in lines if "FD(pixels)-20" in line)
+    assert f"{record['metrics']['fid']:.2f}" in shown and f"{record['spread']['fid']:.2f} over 2 seeds" in shown
+
+
 def test_weights_without_their_pictures_need_a_reference(run_folder, capsys):
     arguments = [run_folder / "weights.safetensors", "--features", "pixels", "--gpus", "0"]
     assert run(["eval-fid", *map(str, arguments)]) == 2
