@@ -20,6 +20,8 @@ from marcli.recipe.section import Section
 from marcli.recipe.tokenizer import LatentShape, Tokenizer, latent_shape
 from marcli.recipe.train import Train
 
+MOST_TOKENS = 2**20
+
 
 class Recipe(Section):
     """One experiment: data, tokenizer, model, training and the defaults of sampling."""
@@ -86,11 +88,16 @@ class Recipe(Section):
 
 
 def check_geometry(recipe: Recipe) -> None:
-    """Grid and width must divide; raises ValueError."""
+    """Grid and width must divide, and the tokens be of a number that can be counted through; raises ValueError."""
     latent, patch, backbone = recipe.latent, recipe.model.patch_size, recipe.model.backbone
     if latent.size % patch:
         raise ValueError(
             f"model.patch_size {patch} does not divide the {latent.size}x{latent.size} latents: choose a divisor"
+        )
+    if recipe.num_tokens > MOST_TOKENS:
+        raise ValueError(
+            f"an image of data.image_size {recipe.data.image_size} has {recipe.num_tokens:,} tokens, more than "
+            f"{MOST_TOKENS:,}: choose a smaller size, or a larger model.patch_size"
         )
     if latent.codebook_size is not None and patch != 1:
         raise ValueError("model.patch_size must be 1 over a tokenizer that outputs codes")

@@ -170,6 +170,7 @@ def test_overrides_are_typed() -> None:
         ("model.head.width=4", "model.head.width must be at least 8, not 4"),
         ("train.steps=1e3", "train.steps must be a whole number, not 1000.0"),
         ("train.lr=-1", "train.lr must be above 0"),
+        ("data.image_size=1000000000000", "tokens, more than 1,048,576: choose a smaller size"),
         ("train.lr=nan", "train.lr must be a finite number"),
         ("train.lr=inf", "train.lr must be a finite number"),
         ("train.lr=", "train.lr must be a number, not None"),
