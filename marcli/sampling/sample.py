@@ -1,7 +1,7 @@
 """A trained system to a folder of pictures: what `marcli sample` does."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -48,30 +48,8 @@ def sample(
     plan = sample_plan(system, engine, seed=seed, classes=classes, batch_size=batch_size, precision=processes.precision)
     with own_folder(out, plan, num=num) if processes.is_main else nullcontext():
         processes.wait()
-        mine = micro_batches(
-            start=0, stop=num, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size
-        )
-        batches = missing_batches(mine, out, batch_size=batch_size)
-        system.tokenizer.to(engine.device, memory_format=torch.channels_last)
         animation = Animation(system, out / "animation.gif") if animate and processes.is_main else None
-        if animation is not None and mine[0] not in batches:
-            batches.insert(0, mine[0])
-        total = sum(map(len, mine))
-        there = total - sum(map(len, batches))
-        shown = Progress(title="sample", total=total, unit="pictures", shown=processes.is_main, done=there)
-        with StopRequest() as stop, Album(out) as album, shown as progress:
-            watch = None if animation is None else animation.watch
-            for pictures in generate(
-                engine, system.tokenizer, classes=classes, seed=seed, batches=batches, on_step=watch
-            ):
-                album.add(pictures)
-                progress.advance(len(pictures.indices))
-                if stop.requested:
-                    whose = "" if processes.world_size == 1 else ", this process's share,"
-                    raise StoppedError(
-                        f"Stopped by {stop.signal_name} with {progress.done} of {total} pictures{whose} in {out}; "
-                        "the same command makes the rest"
-                    )
+        write_pictures(system, engine, processes, animation, out=out, num=num, plan=plan)
         processes.wait()
         labels = [class_of(index, classes) for index in range(num)]
         images = [{"index": i, "seed": seed, "class": label} for i, label in enumerate(labels)]
@@ -83,7 +61,47 @@ def sample(
             if npz:
                 write_npz(out, labels, out / "samples.npz")
             finish_folder(out, record)
-        return record
+    return record
+
+
+def write_pictures(
+    system: System,
+    engine: Engine,
+    processes: Processes,
+    animation: Animation | None,
+    *,
+    out: Path,
+    num: int,
+    plan: Mapping[str, Any],
+) -> None:
+    """Write this process's share of a plan's pictures that are missing in `out`; raises StoppedError when asked to."""
+    size, world_size = plan["batch_size"], processes.world_size
+    mine = micro_batches(start=0, stop=num, batch_size=size, rank=processes.rank, world_size=world_size)
+    batches = missing_batches(mine, out, batch_size=size)
+    if animation is not None and mine[0] not in batches:
+        batches.insert(0, mine[0])
+    system.tokenizer.to(engine.device, memory_format=torch.channels_last)
+    made = generate(
+        engine,
+        system.tokenizer,
+        classes=plan["classes"],
+        seed=plan["seed"],
+        batches=batches,
+        on_step=None if animation is None else animation.watch,
+    )
+    total = sum(map(len, mine))
+    there = total - sum(map(len, batches))
+    shown = Progress(title="sample", total=total, unit="pictures", shown=processes.is_main, done=there)
+    with StopRequest() as stop, Album(out) as album, shown as progress:
+        for pictures in made:
+            album.add(pictures)
+            progress.advance(len(pictures.indices))
+            if stop.requested:
+                whose = "" if world_size == 1 else ", this process's share,"
+                raise StoppedError(
+                    f"Stopped by {stop.signal_name} with {progress.done} of {total} pictures{whose} in {out}; "
+                    "the same command makes the rest"
+                )
 
 
 def grid_columns(num: int) -> int:
