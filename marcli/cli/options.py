@@ -45,7 +45,9 @@ Cfg = Annotated[float | None, typer.Option(min=1, help="Guidance scale, 1 for no
 CfgSchedule = Annotated[
     Literal["linear", "constant"] | None, typer.Option(help="Guidance grows with progress, or stays.")
 ]
-Temperature = Annotated[float | None, typer.Option(min=0, help="Factor on the sampling noise; default: the recipe's.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="Factor on the sampling noise, above 0; default: the recipe's.")
+]
 DiffusionSteps = Annotated[int | None, typer.Option(min=1, max=1000, help="Diffusion steps; default: the recipe's.")]
 FastPreset = Annotated[
     str | None,
