@@ -34,6 +34,12 @@ class Approximate(Section):
         description="the unconditional transformer runs at every so manieth AR step; between them its last difference "
         "from the conditional one is used again (LazyMAR)",
     )
+    head_guidance_refresh: int | None = Field(
+        default=None,
+        ge=2,
+        description="the same within the head: its unconditional half runs at every so manieth diffusion step, and "
+        "always at the first and the last",
+    )
     feature_refresh: int | None = Field(
         default=None,
         ge=2,
@@ -82,14 +88,16 @@ PRESETS = {
         },
     ),
     "lazy": Preset(
-        "Diffusion step annealing from 40 to 10, no guidance below 1.1, and LazyMAR's two caches (2503.12450): whole "
-        "transformer runs at every ninth AR step, between them the conditional half of the tokens that change.",
+        "Diffusion step annealing from 40 to 10, no guidance below 1.1, and LazyMAR's caches (2503.12450): whole "
+        "transformer runs at every ninth AR step, between them the conditional half of the tokens that change; the "
+        "unconditional half of the head at every fourth diffusion step.",
         {
             "diffusion_steps": 40,
             "max_timestep": 950,
             "approximate.final_diffusion_steps": 10,
             "approximate.guidance_from": 1.1,
             "approximate.guidance_refresh": 9,
+            "approximate.head_guidance_refresh": 4,
             "approximate.feature_refresh": 9,
         },
     ),

@@ -185,7 +185,7 @@ def check_approximations(recipe: Recipe) -> None:
             raise ValueError(f"{key} acts on AR steps, and model.backbone.kind 'dit' has none: leave it out")
         if recipe.order == "confidence":
             raise ValueError(f"{key} needs an order known beforehand, and model.order is 'confidence': leave it out")
-        if name in ("solver", "final_diffusion_steps") and not isinstance(head, DiffusionHead):
+        if name in ("solver", "final_diffusion_steps", "head_guidance_refresh") and not isinstance(head, DiffusionHead):
             raise ValueError(f"{key} needs model.head.kind 'diffusion', not {head.kind!r}: leave it out")
         of_masked = ("guidance_from", "guidance_refresh", "feature_refresh", "order")
         if name in of_masked and not isinstance(backbone, MaskedBackbone):

@@ -28,6 +28,7 @@ SWITCHES = {
     "dpm++2m, 8": ["sample.diffusion_steps=8", "sample.approximate.solver=dpm++2m"],
     "guidance_from 1.1": ["sample.approximate.guidance_from=1.1"],
     "guidance_refresh 3": ["sample.approximate.guidance_refresh=3"],
+    "head_guidance_refresh 4": ["sample.approximate.head_guidance_refresh=4"],
     "checkerboard": ["sample.approximate.order=checkerboard"],
     "checkerboard, half the steps": ["sample.approximate.order=checkerboard", "sample.steps=8"],
     "half the steps": ["sample.steps=8"],

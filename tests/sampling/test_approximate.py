@@ -24,9 +24,11 @@ SWITCHES = {
     "solver": "dpm++2m",
     "guidance_from": 1.6,
     "guidance_refresh": 3,
+    "head_guidance_refresh": 3,
     "feature_refresh": 3,
     "order": "checkerboard",
 }
+OF_THE_HEAD = ("solver", "final_diffusion_steps", "head_guidance_refresh")
 
 
 def masked(**switches):
@@ -58,6 +60,30 @@ def test_switches_that_leave_nothing_out_change_nothing(switches):
     assert all(now.refresh or not now.guided for now in planned)
     if all(now.guided for now in planned):
         assert torch.equal(latents(PlainEngine(whole, of)), latents(PlainEngine(whole, exact)))
+
+
+def test_the_unconditional_half_of_the_head_runs_now_and_then():
+    of = masked(head_guidance_refresh=4)
+    head, settings = model(of).head, head_sampling(of)
+    steps = len(process_for(settings.solver, head.process, settings.diffusion_steps, settings.max_timestep))
+    rows, differences = [], []
+    denoise = head.denoiser.forward
+
+    def watched(x, t, z):
+        rows.append(len(x))
+        output = denoise(x, t, z)
+        if len(x) == 6:
+            differences.append((output[3:] - output[:3]).abs().max())
+        return output
+
+    head.denoiser.forward = watched
+    z, z_null, noise = torch.randn(3, 2, 32), torch.randn(3, 2, 32), torch.randn(3, 2, 13, 4)
+    head.sample(z, z_null, 3.0, noise, settings)
+    assert steps == 12 and [i for i, count in enumerate(rows) if count == 6] == [0, 3, 7, 11] and len(rows) == 12
+    assert min(differences) > 0
+    rows.clear()
+    head.sample(z, None, 3.0, noise, settings)
+    assert rows == [3] * 12
 
 
 def test_features_are_refreshed_at_first_when_due_and_when_a_difference_is_taken():
@@ -126,8 +152,8 @@ def test_a_switch_is_refused_where_it_cannot_act(combination, switch):
     acts = (
         backbone != "dit"
         and order != "confidence"
-        and (head == "diffusion" or switch not in ("solver", "final_diffusion_steps"))
-        and (backbone == "masked" or switch in ("solver", "final_diffusion_steps"))
+        and (head == "diffusion" or switch not in OF_THE_HEAD)
+        and (backbone == "masked" or switch in OF_THE_HEAD)
         and (order == "random" or switch != "order")
     )
     if acts:

@@ -16,7 +16,12 @@ from tests.model.tiny import COMBINATIONS, draws, latents, model, recipe, system
 GPU = torch.device("cuda:0")
 LABELS = [1, 7, 4]
 APPROXIMATIONS = {
-    "annealed": {"final_diffusion_steps": 2, "guidance_from": 1.5, "guidance_refresh": 2},
+    "annealed": {
+        "final_diffusion_steps": 2,
+        "guidance_from": 1.5,
+        "guidance_refresh": 2,
+        "head_guidance_refresh": 2,
+    },
     "ode": {"solver": "dpm++2m", "order": "checkerboard"},
     "features": {"feature_refresh": 2, "guidance_refresh": 2},
 }

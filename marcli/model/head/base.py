@@ -18,6 +18,11 @@ class HeadSampling:
     max_timestep: int
     clip_denoised: float | None
     solver: str = "ancestral"  # the paper's; the others are approximations
+    guidance_refresh: int = 1  # diffusion steps from one run of the unconditional half to the next
+
+    def runs_both(self, num_steps: int) -> list[bool]:
+        """Whether the unconditional half runs too: at every so manieth diffusion step, the first and the last."""
+        return [i == 0 or (num_steps - 1 - i) % self.guidance_refresh == 0 for i in range(num_steps)]
 
 
 class Head(nn.Module):

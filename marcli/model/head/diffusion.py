@@ -56,15 +56,20 @@ class DiffusionHead(Head):
     ) -> Float[Tensor, "batch wanted dim"]:
         """Run the reverse process; guidance acts on eps, the variance is the conditional one's."""
         process = process_for(settings.solver, self.process, settings.diffusion_steps, settings.max_timestep)
-        conditions = z if z_null is None else torch.cat([z, z_null])
         solver = make_solver(settings.solver, temperature=settings.temperature, clip=settings.clip_denoised)
         x = solver.start(noise[:, :, 0])
-        for i, step in enumerate(solver_steps(settings.solver, process)):
+        steps = solver_steps(settings.solver, process)
+        for i, (step, both) in enumerate(zip(steps, settings.runs_both(len(steps)), strict=True)):
             t = torch.full((), step.timestep, device=z.device)
-            both = x if z_null is None else torch.cat([x, x])
-            eps, variance = self.denoiser(both.to(z.dtype), t, conditions).float().chunk(2, dim=-1)
-            if z_null is not None:
+            both = both and z_null is not None
+            xs, conditions = (torch.cat([x, x]), torch.cat([z, z_null])) if both else (x, z)
+            eps, variance = self.denoiser(xs.to(z.dtype), t, conditions).float().chunk(2, dim=-1)
+            if both:
                 (eps, eps_null), variance = eps.chunk(2), variance[: len(z)]
+                difference = eps_null - eps
+            elif z_null is not None:
+                eps_null = eps + difference
+            if z_null is not None:
                 eps = eps_null + guidance * (eps - eps_null)
             x = solver.step(step, x, eps, variance, noise[:, :, i + 1])
         return x

@@ -43,6 +43,7 @@ def head_sampling(recipe: Recipe) -> HeadSampling:
         max_timestep=sample.max_timestep,
         clip_denoised=sample.clip_denoised,
         solver=sample.approximate.solver,
+        guidance_refresh=sample.approximate.head_guidance_refresh or 1,
     )
 
 

@@ -4,6 +4,8 @@ Modulations are a function of timestep and z alone, so those of many diffusion s
 as `MODULATION_BYTES` hold. Guided and unguided half share x, so the token is embedded once.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -34,7 +36,7 @@ class FastDiffusionHead(Head):
         self.modulate = Modulations(denoiser)
         self.body = Body(denoiser)
         self.update = Update()
-        self._time_tables: dict[GaussianProcess, Tensor] = {}
+        self._time_tables: dict[tuple[GaussianProcess, int], tuple[Tensor, Tensor]] = {}
         self._steps: dict[tuple[str, GaussianProcess, float], list[MergedStep]] = {}
 
     def noise(
@@ -53,19 +55,33 @@ class FastDiffusionHead(Head):
     ) -> Float[Tensor, "batch wanted dim"]:
         """Run the reverse process; a 0-dim tensor as guidance lets a captured graph serve every step."""
         process = process_for(settings.solver, self.process, settings.diffusion_steps, settings.max_timestep)
-        steps, times = self.steps(process, z.device, settings), self.time_table(process, z.device)
+        steps, runs_both = self.steps(process, z.device, settings), settings.runs_both(len(process))
         conditions = self.z_embed(torch.stack([z] if z_null is None else [z, z_null]).flatten(1, 2))
+        times, times_of_one = self.time_tables(process, z.device, settings)
+        whole, conditional = self.modulations(times, conditions), self.modulations(times_of_one, conditions[:1])
         noise = noise.permute(2, 0, 1, 3).flatten(1, 2).contiguous()  # [draws, rows, dim]
         x, x0 = make_solver(settings.solver, temperature=settings.temperature, clip=None).start(noise[0]), None
         if not isinstance(guidance, Tensor):
             guidance = torch.full((), guidance, device=z.device)
-        at_once = self.modulate.steps_at_once(conditions)
-        for first in range(0, len(steps), at_once):
-            modulations = self.modulate(times[first : first + at_once], conditions)
-            for i, step in enumerate(steps[first : first + at_once]):
-                output = self.body(x.to(z.dtype), [modulation[i] for modulation in modulations])
-                x, x0 = self.update(step, x, output, guidance, noise[first + i + 1], x0, settings.clip_denoised)
+        for i, (step, both) in enumerate(zip(steps, runs_both, strict=True)):
+            output = self.body(x.to(z.dtype), next(whole if both else conditional))
+            if settings.guidance_refresh > 1 and z_null is not None:
+                if both:
+                    difference = output[1] - output[0]
+                else:
+                    output = torch.stack([output[0], output[0] + difference])
+            x, x0 = self.update(step, x, output, guidance, noise[i + 1], x0, settings.clip_denoised)
         return x.unflatten(0, z.shape[:2])
+
+    def modulations(
+        self, times: Float[Tensor, "steps width"], conditions: Float[Tensor, "halves rows width"]
+    ) -> Iterator[list[Float[Tensor, "halves rows _"]]]:
+        """Modulations of step after step, computed for as many at once as the memory cap allows."""
+        at_once = self.modulate.steps_at_once(conditions)
+        for part in times.split(at_once):
+            modulations = self.modulate(part, conditions)
+            for i in range(len(part)):
+                yield [modulation[i] for modulation in modulations]
 
     def steps(self, process: GaussianProcess, device: torch.device, settings: HeadSampling) -> list[MergedStep]:
         """A solver's steps with their constants on the device; computed once."""
@@ -74,12 +90,17 @@ class FastDiffusionHead(Head):
             self._steps[key] = merged_steps(settings.solver, process, temperature=settings.temperature, device=device)
         return self._steps[key]
 
-    def time_table(self, process: GaussianProcess, device: torch.device) -> Float[Tensor, "steps width"]:
-        """Embeddings of the process's timesteps in the order in which they are visited; computed once."""
-        if process not in self._time_tables:
-            timesteps = torch.tensor(process.timesteps[::-1], device=device)
-            self._time_tables[process] = self.time_embed(timesteps)
-        return self._time_tables[process]
+    def time_tables(
+        self, process: GaussianProcess, device: torch.device, settings: HeadSampling
+    ) -> tuple[Float[Tensor, "steps width"], Float[Tensor, "other_steps width"]]:
+        """Embeddings of the timesteps at which both halves run, and of the others, as they are visited; made once."""
+        key = (process, settings.guidance_refresh)
+        if key not in self._time_tables:
+            visited = list(zip(process.timesteps[::-1], settings.runs_both(len(process)), strict=True))
+            both, others = ([timestep for timestep, both in visited if both == wanted] for wanted in (True, False))
+            table = self.time_embed(torch.tensor(both + others, device=device))
+            self._time_tables[key] = table.split([len(both), len(others)])
+        return self._time_tables[key]
 
 
 class Modulations(nn.Module):
