@@ -14,7 +14,7 @@ from operator import getitem
 from pydantic import ValidationError
 
 from marcli.errors import UsageError
-from marcli.recipe.approximate import PRESETS, Approximate
+from marcli.recipe.approximate import OF_THE_DIFFUSION_HEAD, PRESETS, Approximate
 from marcli.recipe.complaints import explain
 from marcli.recipe.model import CausalBackbone, DiffusionHead, DiTBackbone, MaskedBackbone
 from marcli.recipe.sample import Sample
@@ -179,7 +179,7 @@ def applies(recipe: Recipe, key: str) -> bool:
         return is_dit or denoises
     if key.startswith("approximate.") and (is_dit or recipe.order == "confidence"):
         return False
-    if key in ("approximate.solver", "approximate.final_diffusion_steps"):
+    if key.removeprefix("approximate.") in OF_THE_DIFFUSION_HEAD:
         return denoises
     if key in SWITCHES:
         return isinstance(backbone, MaskedBackbone)

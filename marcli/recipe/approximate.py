@@ -10,6 +10,8 @@ from pydantic import Field
 
 from marcli.recipe.section import Section
 
+OF_THE_DIFFUSION_HEAD = ("final_diffusion_steps", "solver", "head_guidance_refresh")  # the others act on tokens
+
 
 class Approximate(Section):
     """Named approximations; every one that is on is recorded with the pictures."""

@@ -5,7 +5,7 @@ No torch here: everything a recipe can get wrong is said before it is imported.
 
 from pydantic import Field, model_validator
 
-from marcli.recipe.approximate import switched_on
+from marcli.recipe.approximate import OF_THE_DIFFUSION_HEAD, switched_on
 from marcli.recipe.data import Data
 from marcli.recipe.model import (
     CausalBackbone,
@@ -185,10 +185,9 @@ def check_approximations(recipe: Recipe) -> None:
             raise ValueError(f"{key} acts on AR steps, and model.backbone.kind 'dit' has none: leave it out")
         if recipe.order == "confidence":
             raise ValueError(f"{key} needs an order known beforehand, and model.order is 'confidence': leave it out")
-        if name in ("solver", "final_diffusion_steps", "head_guidance_refresh") and not isinstance(head, DiffusionHead):
+        if name in OF_THE_DIFFUSION_HEAD and not isinstance(head, DiffusionHead):
             raise ValueError(f"{key} needs model.head.kind 'diffusion', not {head.kind!r}: leave it out")
-        of_masked = ("guidance_from", "guidance_refresh", "feature_refresh", "order")
-        if name in of_masked and not isinstance(backbone, MaskedBackbone):
+        if name not in OF_THE_DIFFUSION_HEAD and not isinstance(backbone, MaskedBackbone):
             raise ValueError(f"{key} needs model.backbone.kind 'masked', not {backbone.kind!r}: leave it out")
         if name == "feature_refresh" and backbone.decoder_depth < 2:
             raise ValueError(f"{key} needs model.backbone.decoder_depth of at least 2: leave it out")

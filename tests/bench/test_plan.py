@@ -60,6 +60,8 @@ def test_what_does_not_apply_is_not_swept():
     variants, notes = planned(MASKED, sweep=sweep)
     assert len(variants) == 1
     assert notes == ["debug_head_diffusion: kv_cache does not apply to it and is not swept"]
+    for key, takes in (("head_guidance_refresh", 2), ("guidance_refresh", 1)):  # the second acts on tokens
+        assert len(planned(CAUSAL, sweep=parse_sweeps([f"approximate.{key}=null,2"]))[0]) == takes
 
 
 def test_presets_stand_beside_the_exact_points():

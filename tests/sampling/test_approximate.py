@@ -9,7 +9,7 @@ from marcli.errors import UsageError
 from marcli.model.head.base import HeadSampling
 from marcli.model.order import reveal_counts
 from marcli.model.process.solvers import process_for
-from marcli.recipe.approximate import PRESETS, Approximate, approximation_lines, switched_on
+from marcli.recipe.approximate import OF_THE_DIFFUSION_HEAD, PRESETS, Approximate, approximation_lines, switched_on
 from marcli.recipe.reader import read_recipe, shipped_recipe
 from marcli.sampling.engine.approximate import annealed_steps, plan
 from marcli.sampling.engine.base import head_sampling, schedule_of
@@ -28,7 +28,6 @@ SWITCHES = {
     "feature_refresh": 3,
     "order": "checkerboard",
 }
-OF_THE_HEAD = ("solver", "final_diffusion_steps", "head_guidance_refresh")
 
 
 def masked(**switches):
@@ -152,8 +151,8 @@ def test_a_switch_is_refused_where_it_cannot_act(combination, switch):
     acts = (
         backbone != "dit"
         and order != "confidence"
-        and (head == "diffusion" or switch not in OF_THE_HEAD)
-        and (backbone == "masked" or switch in OF_THE_HEAD)
+        and (head == "diffusion" or switch not in OF_THE_DIFFUSION_HEAD)
+        and (backbone == "masked" or switch in OF_THE_DIFFUSION_HEAD)
         and (order == "random" or switch != "order")
     )
     if acts:
