@@ -14,6 +14,7 @@ from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor
 
+from marcli.data.crop import BrokenImageError, decode_square, picture_size
 from marcli.errors import MarcliError, StoppedError
 from marcli.runtime.atomic import atomic_file
 from marcli.sampling.generate import Pictures
@@ -93,18 +94,15 @@ def write_grid(images: UInt8[Tensor, "batch channels height width"], path: Path,
 
 def read_pictures(folder: Path, indices: Sequence[int]) -> UInt8[np.ndarray, "batch height width channels"]:
     """Read back written pictures; raises MarcliError naming one that is damaged."""
-    arrays = [read_png(picture_path(folder, index)) for index in indices]
-    return np.stack([array if array.ndim == 3 else array[:, :, None] for array in arrays])
+    return np.stack([read_picture(picture_path(folder, index)) for index in indices])
 
 
-def read_png(path: Path) -> UInt8[np.ndarray, "height width *channels"]:
+def read_picture(path: Path) -> UInt8[np.ndarray, "side side channels"]:
     """Read back one picture; raises MarcliError when it is damaged."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image)
-    except (OSError, SyntaxError) as error:  # Pillow's words for a broken file
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
+        side, channels = picture_size(path)
+        return decode_square(path, image_size=side, channels=channels).transpose(1, 2, 0)
+    except BrokenImageError as error:
         raise MarcliError(f"{path} is damaged ({error}): remove it, and the same command makes it again") from None
 
 
