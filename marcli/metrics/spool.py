@@ -1,7 +1,8 @@
 """Features on disk while they are being collected: an interrupted evaluation continues from them.
 
 Special here: a folder per setting (its name is the hash of everything the features depend on), a file per unit of
-pictures, written whole and with its own hash. Any number of processes add to it; a damaged file counts as missing.
+pictures, named by them, written whole and with its own hash. Any number of processes add to it, and an evaluation of
+more pictures finds what one of fewer left; a damaged file counts as missing.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ class FeatureSpool:
     """Features of `units` (disjoint runs of picture indices) under `settings`, in `folder`."""
 
     def __init__(self, folder: Path, *, settings: dict[str, object], units: Sequence[Sequence[int]]) -> None:
-        text = json.dumps(settings | {"units": [[int(u[0]), int(u[-1]), len(u)] for u in units]}, sort_keys=True)
+        text = json.dumps(settings, sort_keys=True)
         self.path = folder / f"features-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         self.units = [[int(index) for index in unit] for unit in units]
         self.path.mkdir(parents=True, exist_ok=True)
@@ -42,8 +43,9 @@ class FeatureSpool:
         if batch.indices != self.units[number]:
             raise ValueError("a unit is written whole and in order")
         features, blank = np.ascontiguousarray(batch.features), batch.blank.astype(np.uint8)
+        arrays = {"indices": np.array(batch.indices, dtype=np.int64), "features": features, "blank": blank}
         with atomic_file(self._file(number)) as incomplete:
-            save_file({"features": features, "blank": blank}, incomplete, {"sha256": digest_of(features, blank)})
+            save_file(arrays, incomplete, {"sha256": digest_of(arrays)})
 
     def read(self, number: int) -> FeatureBatch | None:
         """Return a unit, or None when it is missing or damaged."""
@@ -52,15 +54,17 @@ class FeatureSpool:
             return None
         try:
             with safe_open(path, framework="numpy") as file:
-                features, blank = file.get_tensor("features"), file.get_tensor("blank")
+                arrays = {name: file.get_tensor(name) for name in ("indices", "features", "blank")}
                 expected = (file.metadata() or {}).get("sha256")
         except (SafetensorError, OSError) as error:
             logger.warning("%s is damaged (%s): its pictures are done again", path, error)
             return None
-        if digest_of(features, blank) != expected or len(features) != len(self.units[number]):
+        if digest_of(arrays) != expected:
             logger.warning("%s is damaged (its hash does not fit): its pictures are done again", path)
             return None
-        return FeatureBatch(self.units[number], features, blank.astype(bool))
+        if arrays["indices"].tolist() != self.units[number]:
+            return None  # another choice of pictures between the same first and last
+        return FeatureBatch(self.units[number], arrays["features"], arrays["blank"].astype(bool))
 
     def read_all(self) -> tuple[Float[np.ndarray, "images dim"], Bool[np.ndarray, " images"]]:
         """Return all features in the order of the units; raises MarcliError when some are missing."""
@@ -74,9 +78,10 @@ class FeatureSpool:
         return np.concatenate([b.features for b in batches]), np.concatenate([b.blank for b in batches])
 
     def _file(self, number: int) -> Path:
-        return self.path / f"unit-{number:06d}.safetensors"
+        first, last = self.units[number][0], self.units[number][-1]
+        return self.path / f"pictures-{first:06d}-{last:06d}.safetensors"
 
 
-def digest_of(features: np.ndarray, blank: np.ndarray) -> str:
+def digest_of(arrays: dict[str, np.ndarray]) -> str:
     """Return the hash of a unit's arrays."""
-    return hashlib.sha256(features.tobytes() + blank.tobytes()).hexdigest()
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()

@@ -39,9 +39,14 @@ def source(tmp_path):
     return open_pictures(str(tmp_path / "x.npz"), image_size=None)
 
 
-def run(source, folder, network, *, rank: int = 0, world_size: int = 1):
+def run(source, folder, network, *, rank: int = 0, world_size: int = 1, indices=range(1000)):
     return collect_pictures(
-        source, np.arange(1000), extractor_of(network), folder=folder, processes=OneOf(rank, world_size), workers=2
+        source,
+        np.array(indices),
+        extractor_of(network),
+        folder=folder,
+        processes=OneOf(rank, world_size),
+        workers=2,
     )
 
 
@@ -90,6 +95,25 @@ def test_a_signal_during_the_last_unit_is_not_lost(source, tmp_path):
     again = Counting()
     run(source, tmp_path / "eval", again)
     assert again.seen == 0
+
+
+def test_more_pictures_reuse_those_of_fewer(source, tmp_path):
+    whole = run(source, tmp_path / "whole", Counting())
+    run(source, tmp_path / "eval", Counting(), indices=range(600))
+    network = Counting()
+    collected = run(source, tmp_path / "eval", network)
+    assert network.seen == 1000 - 512  # the unit that was cut at 600 is done again as a whole
+    np.testing.assert_array_equal(collected.features, whole.features)
+    np.testing.assert_array_equal(collected.blank, whole.blank)
+
+
+def test_other_pictures_between_the_same_ends_never_meet(source, tmp_path, caplog):
+    chosen = [*range(0, 255, 2), 255]
+    run(source, tmp_path / "eval", Counting(), indices=range(256))
+    collected = run(source, tmp_path / "eval", Counting(), indices=chosen)
+    expected = Counting()(source.read(chosen).float()).numpy()
+    np.testing.assert_allclose(collected.features, expected, rtol=1e-5, atol=1e-6)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
