@@ -1,6 +1,7 @@
 """The command line as scripts see it: help, version, exit codes, no torch before it is needed."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -40,6 +41,22 @@ def test_heavy_packages_are_not_imported(argv: list[str]) -> None:
     command = [sys.executable, "-c", code, " ".join(heavy), *argv]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == f"[] {2 if len(argv) > 2 else 0}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch has another OpenMP")
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "GOMP_SPINCOUNT = '1000'"),
+        ({"OMP_WAIT_POLICY": "active"}, "GOMP_SPINCOUNT = '30000000000'"),
+    ],
+)
+def test_waiting_threads_leave_the_cores_to_others(environment: dict[str, str], expected: str) -> None:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    command = [sys.executable, "-m", "marcli", "--version"]
+    settings = inherited | environment | {"OMP_DISPLAY_ENV": "verbose"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=settings)
+    assert expected in done.stderr
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
