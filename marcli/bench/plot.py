@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from marcli.bench.plan import Value
 from marcli.bench.points import Measurement
 from marcli.runtime.atomic import atomic_file
 
@@ -61,24 +62,33 @@ def draw_tradeoff(measurements: Sequence[Measurement], path: Path, *, distance: 
 def draw_sweep(measurements: Sequence[Measurement], path: Path, *, distance: str, conditions: str) -> None:
     """Write FID, or time where there is none, against the first setting that was swept (figures 4 and 5)."""
     key = next(m.point.swept[0][0] for m in measurements if m.point.swept)
-    groups: dict[str, list[tuple[float, Measurement]]] = {}
-    for m in measurements:
-        swept = dict(m.point.swept)
-        if key not in swept:
-            continue
-        others = "".join(f", {name} {value}" for name, value in swept.items() if name != key)
-        several = len({each.point.steps for each in measurements}) > 1 and key != "diffusion_steps"
-        name = f"{m.point.family} ({m.point.system})" + (f", {m.point.label}" if several else "") + others
-        groups.setdefault(name, []).append((swept[key], m))
+    groups = swept_series(measurements, key)
     in_words = any(isinstance(value, str | bool | None) for pairs in groups.values() for value, _ in pairs)
     with picture(path, conditions) as axes:
         has_fid = any(m.fid is not None for m in measurements)
         for index, (name, pairs) in enumerate(groups.items()):
+            pairs = pairs if in_words else sorted(pairs, key=lambda pair: pair[0])
             values = [m.fid if has_fid else m.seconds_per_image for _, m in pairs]
             errors = [m.fid_spread or 0.0 for _, m in pairs] if has_fid else None
             places = [str(value) if in_words else value for value, _ in pairs]  # an axis takes one kind
             axes.errorbar(places, values, errors, fmt="-o", markersize=4.5, capsize=2, color=f"C{index}", label=name)
         axes.set(xlabel=key, ylabel=distance if has_fid else "seconds per image")
+
+
+def swept_series(measurements: Sequence[Measurement], key: str) -> dict[str, list[tuple[Value, Measurement]]]:
+    """Curves over the swept setting `key`: one per system, engine, preset, step count and other swept value."""
+    swept = [m for m in measurements if key in dict(m.point.swept)]
+    several_engines = len({m.point.bare_engine for m in swept}) > 1
+    several_steps = len({m.point.steps for m in swept}) > 1 and key != "diffusion_steps"
+    groups: dict[str, list[tuple[Value, Measurement]]] = {}
+    for m in swept:
+        name = f"{m.point.family} ({m.point.system})"
+        name += f", {m.point.bare_engine}" if several_engines else ""
+        name += f", {m.point.preset}" if m.point.preset else ""
+        name += f", {m.point.label}" if several_steps else ""
+        name += "".join(f", {other} {value}" for other, value in m.point.swept if other != key)
+        groups.setdefault(name, []).append((dict(m.point.swept)[key], m))
+    return groups
 
 
 @contextmanager

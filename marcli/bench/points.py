@@ -35,6 +35,7 @@ class Point:
     temperature: float
     kv_cache: bool
     weights: str = "ema"
+    preset: str | None = None
     unusual: tuple[tuple[str, float | bool | str | None], ...] = ()
     swept: tuple[tuple[str, float | bool | str | None], ...] = ()
     is_default: bool = False
@@ -48,6 +49,11 @@ class Point:
         parts += ["raw weights"] if self.weights == "raw" else []
         shown = {"cfg": self.cfg, "temperature": self.temperature} | dict(self.unusual)
         return ", ".join([*parts, *(f"{name} {value}" for name, value in shown.items()), f"batch {self.batch_size}"])
+
+    @property
+    def bare_engine(self) -> str:
+        """The engine's name without the approximations that run over it."""
+        return self.engine.partition(" + ")[0]
 
     @property
     def other_swept(self) -> tuple[tuple[str, float | bool | str | None], ...]:
@@ -145,6 +151,7 @@ def point_of(
         temperature=sample.temperature,
         kv_cache=causal and sample.kv_cache is not False,
         weights=weights,
+        preset=sample.approximate.preset if named else None,
         unusual=unusual_settings(sample),
         swept=swept,
         is_default=is_default,

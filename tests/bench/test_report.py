@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from marcli.bench.baseline import FORMAT, check_comparable, compare, complaint, parse_tolerance, read_baseline
-from marcli.bench.plot import draw_sweep, draw_tradeoff, series_of
+from marcli.bench.plot import draw_sweep, draw_tradeoff, series_of, swept_series
 from marcli.bench.points import Measurement, Point
 from marcli.bench.report import by_class, columns, markdown_tables, print_tables, write_report
 from marcli.bench.tradeoff import small_print
@@ -215,6 +215,28 @@ def test_sweep_has_one_curve_per_other_value(tmp_path, key, values):
     draw_sweep(points, tmp_path / "sweep.png", distance="FID", conditions="made up")
     with Image.open(tmp_path / "sweep.png") as picture:
         assert picture.width > 1000
+
+
+def test_a_sweep_has_one_curve_per_engine_and_preset():
+    kinds = [
+        {"engine": "plain"},
+        {"engine": "fast", "engine_class": "lossless"},
+        {"engine": "fast + lazy", "engine_class": "approximate", "preset": "lazy"},
+    ]
+    points = [measurement(1.0, swept=(("cfg", value),), **kind) for kind in kinds for value in (3.0, 1.0)]
+    series = swept_series(points, "cfg")
+    assert list(series) == [f"MAR Diff Loss (run), {name}" for name in ("plain", "fast", "fast, lazy")]
+    assert [value for value, _ in series["MAR Diff Loss (run), fast"]] == [3.0, 1.0]
+
+
+def test_a_swept_approximation_is_one_curve_although_it_names_the_engine():
+    points = [
+        measurement(
+            1.0, engine=f"fast + final_diffusion_steps {value}", swept=(("approximate.final_diffusion_steps", value),)
+        )
+        for value in (5, 10)
+    ]
+    assert list(swept_series(points, "approximate.final_diffusion_steps")) == ["MAR Diff Loss (run)"]
 
 
 def test_a_picture_that_cannot_be_written_whole_leaves_the_one_before(tmp_path, monkeypatch):
