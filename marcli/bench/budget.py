@@ -9,7 +9,7 @@ from dataclasses import replace
 from marcli.bench.cost import plain_cost
 from marcli.bench.entries import Entry
 from marcli.bench.plan import Variant, vary
-from marcli.bench.points import diffusion_steps_of
+from marcli.bench.points import described, diffusion_steps_of
 from marcli.bench.request import Request
 from marcli.bench.roofline import Machine
 
@@ -87,11 +87,10 @@ def of_baseline(entries: Sequence[Entry], request: Request) -> list[Variant]:
 
 def left_out(variant: Variant, *, gated: bool) -> str:
     """The line about a point that takes too long, or that the baseline does not have."""
-    steps = variant.recipe.sampling_steps or variant.recipe.sample.diffusion_steps
     why = "the baseline does not have them (--steps asks for them)"
     if not gated:
         why = "they take too long here (--minutes allows more)"
-    return f"{variant.recipe.name}: {steps} steps left out, {why}"
+    return f"{variant.recipe.name}: {described(variant)} left out, {why}"
 
 
 def rounds_of(request: Request, batch_size: int, *, judged: bool) -> int:

@@ -7,6 +7,7 @@ different points and never share a column.
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from marcli.bench.plan import Variant
 from marcli.recipe.approximate import PRESETS, Approximate, switched_on
 from marcli.recipe.model import CausalBackbone, CrossEntropyHead, DiffusionHead, DiTBackbone
 from marcli.recipe.sample import Sample
@@ -156,6 +157,15 @@ def point_of(
         swept=swept,
         is_default=is_default,
     )
+
+
+def described(variant: Variant) -> str:
+    """A point in words before it is measured: its steps, what is swept, and its approximations."""
+    recipe = variant.recipe
+    words = [f"{recipe.sampling_steps or recipe.sample.diffusion_steps} steps"]
+    words += [f"{key} {value}" for key, value in variant.swept if not key.startswith("approximate.")]
+    named = approximations(recipe.sample)
+    return ", ".join([*words, f"approximate: {named}"] if named else words)
 
 
 def diffusion_steps_of(recipe: Recipe) -> int | None:

@@ -157,7 +157,7 @@ def check_is_kept(baseline: Path, folder: Path) -> None:
 def print_points(planned: "list[Planned]", folder: Path, *, as_json: bool) -> None:
     """Print what would be measured, with its cost."""
     from marcli.bench.cost import plus, published_cost
-    from marcli.bench.points import family_of
+    from marcli.bench.points import approximations, described, family_of
 
     lines, points = [], []
     for entry in planned:
@@ -165,12 +165,12 @@ def print_points(planned: "list[Planned]", folder: Path, *, as_json: bool) -> No
             lines.append(f"{entry.spec}: its points are known once its weights are there")
         for variant in entry.variants:
             recipe = variant.recipe
+            cost, named = published_cost(recipe), approximations(recipe.sample)
+            work = f"{cost.flops / 1e9:,.3g} GFLOP{plus(cost.unknown)} per image"
+            work += " before approximations" if named else ""
+            lines.append(f"{recipe.name} ({family_of(recipe)}): {described(variant)}, {work}")
             counts = f"{recipe.sampling_steps or recipe.sample.diffusion_steps} steps"
-            settings = "".join(f", {key} {value}" for key, value in variant.swept)
-            cost = published_cost(recipe)
-            giga = f"{cost.flops / 1e9:,.3g} GFLOP{plus(cost.unknown)}"
-            lines.append(f"{recipe.name} ({family_of(recipe)}): {counts}{settings}, {giga} per image")
-            point = {"recipe": recipe.name, "steps": counts, **dict(variant.swept)}
+            point = {"recipe": recipe.name, "steps": counts, "approximations": named, **dict(variant.swept)}
             points.append(point | {"gflop": cost.flops / 1e9, "unpriced": cost.unknown})
     lines.append(f"reports would go to {folder}")
     print_result(lines, {"points": points, "out": folder}, as_json=as_json)

@@ -171,6 +171,20 @@ def test_compare_without_a_run_stands_beside_the_newest_one(tmp_path, monkeypatc
     assert shown["out"] == "runs/mine/bench"
 
 
+def test_approximations_are_named_before_they_are_measured(capsys):
+    switch = ["--sweep", "approximate.guidance_refresh=3,9"]
+    assert run(["bench", "digits", "--fast-preset", "lazy", *switch, "--dry-run", "--json"]) == 0
+    *lines, _, last = capsys.readouterr().out.splitlines()
+    assert [line.split(": ", 1)[1].rpartition(",")[0] for line in lines] == [
+        "16 steps, approximate: guidance_refresh 3",
+        "16 steps, approximate: guidance_refresh 9",
+        "16 steps, approximate: lazy, guidance_refresh 3",
+        "16 steps, approximate: lazy",
+    ]
+    named = [point["approximations"] for point in json.loads(last)["points"]]
+    assert named == ["guidance_refresh 3", "guidance_refresh 9", "lazy, guidance_refresh 3", "lazy"]
+
+
 def test_an_uncounted_decoder_is_said(capsys):
     assert run(["bench", "ablations/table2_consistency", "--steps", "8", "--dry-run", "--json"]) == 0
     line, *_, last = capsys.readouterr().out.splitlines()
