@@ -14,11 +14,11 @@ from operator import getitem
 from pydantic import ValidationError
 
 from marcli.errors import UsageError
-from marcli.recipe.approximate import OF_THE_DIFFUSION_HEAD, PRESETS, Approximate
+from marcli.recipe.approximate import PRESETS, Approximate
 from marcli.recipe.complaints import explain
-from marcli.recipe.model import CausalBackbone, DiffusionHead, DiTBackbone, MaskedBackbone
+from marcli.recipe.model import CausalBackbone, DiffusionHead, DiTBackbone, L2Head
 from marcli.recipe.sample import Sample
-from marcli.recipe.schema import Recipe
+from marcli.recipe.schema import Recipe, obstacle
 from marcli.recipe.yaml_text import parse_scalar
 
 AR_STEPS = (8, 16, 32, 64, 128)  # figure 6
@@ -93,7 +93,8 @@ def default_ar_steps(recipe: Recipe) -> tuple[tuple[int, ...], str | None]:
     if not left_out:
         return AR_STEPS, None
     steps, candidate = {tokens, *fitting}, tokens
-    while len(steps) < len(AR_STEPS) and candidate > 1:
+    fewest = 2 if recipe.sample.approximate.order else 1  # each colour of a checkerboard needs its own
+    while len(steps) < len(AR_STEPS) and candidate >= 2 * fewest:
         candidate //= 2
         steps.add(candidate)
     words = ", ".join(map(str, left_out))
@@ -172,17 +173,15 @@ def parse_presets(names: Sequence[str]) -> tuple[str, ...]:
 def applies(recipe: Recipe, key: str) -> bool:
     """Whether a sampling key changes anything for this system."""
     backbone, head = recipe.model.backbone, recipe.model.head
-    is_dit, denoises = isinstance(backbone, DiTBackbone), isinstance(head, DiffusionHead)
+    is_dit = isinstance(backbone, DiTBackbone)
     if key == "kv_cache":
         return isinstance(backbone, CausalBackbone)
     if key in OF_DIFFUSION:
-        return is_dit or denoises
-    if key.startswith("approximate.") and (is_dit or recipe.order == "confidence"):
-        return False
-    if key.removeprefix("approximate.") in OF_THE_DIFFUSION_HEAD:
-        return denoises
+        return is_dit or isinstance(head, DiffusionHead)
     if key in SWITCHES:
-        return isinstance(backbone, MaskedBackbone)
+        return obstacle(recipe, key.removeprefix("approximate.")) is None
+    if key == "temperature":
+        return not isinstance(head, L2Head)
     return key != "cfg_schedule" or not is_dit
 
 

@@ -175,22 +175,30 @@ def check_sampling(recipe: Recipe) -> None:
         raise ValueError("sample.cfg above 1 needs a model trained with train.label_drop above 0 (the paper: 0.1)")
 
 
+def obstacle(recipe: Recipe, name: str) -> str | None:
+    """Why the approximation `name` has nothing to act on in this model; None where it has."""
+    backbone, head = recipe.model.backbone, recipe.model.head
+    if isinstance(backbone, DiTBackbone):
+        return "acts on AR steps, and model.backbone.kind 'dit' has none"
+    if recipe.order == "confidence":
+        return "needs an order known beforehand, and model.order is 'confidence'"
+    if name in OF_THE_DIFFUSION_HEAD:
+        return None if isinstance(head, DiffusionHead) else f"needs model.head.kind 'diffusion', not {head.kind!r}"
+    if not isinstance(backbone, MaskedBackbone):
+        return f"needs model.backbone.kind 'masked', not {backbone.kind!r}"
+    if name == "feature_refresh" and backbone.decoder_depth < 2:
+        return "needs model.backbone.decoder_depth of at least 2"
+    if name == "order" and recipe.order != "random":
+        return f"needs model.order 'random', not {recipe.order!r}"
+    return None
+
+
 def check_approximations(recipe: Recipe) -> None:
     """A switch needs the part of the model that it acts on; raises ValueError."""
-    switches, backbone, head = recipe.sample.approximate, recipe.model.backbone, recipe.model.head
-    on = switched_on(switches)
-    for name in on:
-        key = f"sample.approximate.{name}"
-        if isinstance(backbone, DiTBackbone):
-            raise ValueError(f"{key} acts on AR steps, and model.backbone.kind 'dit' has none: leave it out")
-        if recipe.order == "confidence":
-            raise ValueError(f"{key} needs an order known beforehand, and model.order is 'confidence': leave it out")
-        if name in OF_THE_DIFFUSION_HEAD and not isinstance(head, DiffusionHead):
-            raise ValueError(f"{key} needs model.head.kind 'diffusion', not {head.kind!r}: leave it out")
-        if name not in OF_THE_DIFFUSION_HEAD and not isinstance(backbone, MaskedBackbone):
-            raise ValueError(f"{key} needs model.backbone.kind 'masked', not {backbone.kind!r}: leave it out")
-        if name == "feature_refresh" and backbone.decoder_depth < 2:
-            raise ValueError(f"{key} needs model.backbone.decoder_depth of at least 2: leave it out")
+    switches = recipe.sample.approximate
+    for name in switched_on(switches):
+        if problem := obstacle(recipe, name):
+            raise ValueError(f"sample.approximate.{name} {problem}: leave it out")
     last = switches.final_diffusion_steps
     if last is not None and last > recipe.sample.diffusion_steps:
         raise ValueError(
@@ -199,10 +207,6 @@ def check_approximations(recipe: Recipe) -> None:
         )
     if last == 1 and switches.solver != "dpm++2m":
         raise ValueError("sample.approximate.final_diffusion_steps is 1: at least 2, or take solver 'dpm++2m'")
-    if switches.order == "checkerboard" and recipe.order != "random":
-        raise ValueError(
-            f"sample.approximate.order 'checkerboard' needs model.order 'random', not {recipe.order!r}: leave it out"
-        )
     if switches.order == "checkerboard" and recipe.sampling_steps < 2:
         raise ValueError("sample.approximate.order 'checkerboard' needs at least 2 AR steps: set sample.steps")
 

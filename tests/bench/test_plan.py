@@ -64,6 +64,31 @@ def test_what_does_not_apply_is_not_swept():
         assert len(planned(CAUSAL, sweep=parse_sweeps([f"approximate.{key}=null,2"]))[0]) == takes
 
 
+@pytest.mark.parametrize(
+    ("override", "sweep", "variants"),
+    [
+        ("model.backbone.decoder_depth=1", "approximate.feature_refresh=null,2", 1),
+        ("model.backbone.decoder_depth=2", "approximate.feature_refresh=null,2", 2),
+        ("model.order=raster", "approximate.order=null,checkerboard", 1),
+        ("model.order=random", "approximate.order=null,checkerboard", 2),
+        ("model.head={kind: l2}", "temperature=0.9,1", 1),
+    ],
+)
+def test_a_part_that_is_not_there_is_not_swept(override, sweep, variants):
+    assert len(planned(MASKED, sweep=parse_sweeps([sweep]), overrides=[override])[0]) == variants
+
+
+def test_a_shallow_decoder_leaves_out_the_preset_that_needs_a_deeper_one():
+    variants, notes = planned(MASKED, presets=("lazy", "turbo"), overrides=["model.backbone.decoder_depth=1"])
+    assert {each.recipe.sample.approximate.preset for each in variants} == {None, "turbo"}
+    assert notes[1:] == ["debug_head_diffusion: preset lazy does not apply to it"]
+
+
+def test_default_steps_of_a_checkerboard_begin_with_one_per_colour():
+    variants, _ = planned(MASKED, overrides=["sample.approximate.order=checkerboard"])
+    assert [variant.recipe.sample.steps for variant in variants] == [2, 4, 8, 16]
+
+
 def test_presets_stand_beside_the_exact_points():
     variants, notes = planned(MASKED, steps=(4, 8), presets=("disa", "swift"))
     assert [each.recipe.sample.approximate.preset for each in variants] == [
