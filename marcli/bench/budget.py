@@ -12,6 +12,7 @@ from marcli.bench.plan import Variant, vary
 from marcli.bench.points import described, diffusion_steps_of
 from marcli.bench.request import Request
 from marcli.bench.roofline import Machine
+from marcli.errors import UsageError
 
 SLACK = 2  # measured over least possible time of a small model, roughly
 WARM_AND_TIMED = 2
@@ -45,7 +46,7 @@ def fit_to_time(entries: Sequence[Entry], request: Request, machine: Machine) ->
     """Choose one batch size for all, and leave out default step counts that no batch size makes affordable.
 
     What was asked for is measured, however long it takes, and so is what a baseline has. Returns the entries that
-    are left, and lines.
+    are left, and lines. Raises UsageError where the baseline has none of the default step counts.
     """
     everything = [variant for entry in entries for variant in entry.variants]
     wanted = request.batch_size or entries[0].system.recipe.sample.batch_size
@@ -54,7 +55,7 @@ def fit_to_time(entries: Sequence[Entry], request: Request, machine: Machine) ->
         limit = request.seconds / 2
         if request.batch_size is None:
             size = fitting_batch_size(everything, machine, wanted=wanted, seconds=limit)
-        if request.steps is None and request.dit_steps is None:
+        if request.steps is None and request.dit_steps is None and not request.sweep:
             if request.gated:
                 kept = of_baseline(entries, request)
             else:
@@ -65,7 +66,12 @@ def fit_to_time(entries: Sequence[Entry], request: Request, machine: Machine) ->
     resized = [
         replace(entry, variants=[resize(each, size) for each in entry.variants if each in kept]) for entry in entries
     ]
-    return [entry for entry in resized if entry.variants], notes
+    remaining = [entry for entry in resized if entry.variants]
+    if not remaining:
+        raise UsageError(
+            "The baseline has none of the points that would be measured: give the --steps or --dit-steps of its command"
+        )
+    return remaining, notes
 
 
 def resize(variant: Variant, batch_size: int) -> Variant:

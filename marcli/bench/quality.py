@@ -115,6 +115,8 @@ def build_judge(recipes: Sequence[Recipe], request: Request, processes: Processe
     if len({(recipe.data.image_size, recipe.data.channels) for recipe in recipes}) > 1:
         raise UsageError("The runs make pictures of different sizes, which no reference can judge: use --no-quality")
     features = request.features or ("pixels" if is_tiny else "inception")
+    if request.inception is not None and features != "inception":
+        raise UsageError(f"--inception is for --features inception, and here they are {features}: leave it out")
     judge = open_judge(features, request.reference or data, data.image_size, request.inception, processes)
     return judge, f"Quality: Frechet distance by {features} against {judge.reference.name}, ± its standard error."
 

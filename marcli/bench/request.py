@@ -12,7 +12,7 @@ from marcli.pretrained.hub import HUB_PREFIX
 from marcli.pretrained.published import MODELS
 from marcli.recipe.reader import read_recipe, recipe_folder
 from marcli.recipe.schema import Recipe
-from marcli.sampling.naming import FOREIGN, unknown
+from marcli.sampling.naming import FOREIGN, check_overrides, unknown
 
 TIME_LIMIT = 240.0
 EngineName = Literal["auto", "plain", "fast"]
@@ -85,6 +85,7 @@ def known_recipe(spec: str, overrides: Sequence[str]) -> tuple[Recipe | None, bo
     """
     path = Path(spec).expanduser()
     if (path / "recipe.yaml").is_file():  # before recipes: a run may be called as one
+        check_overrides(overrides)
         return read_recipe(path / "recipe.yaml", overrides), False
     if path.suffix in (".yaml", ".yml") or (recipe_folder() / f"{spec}.yaml").is_file():
         return read_recipe(spec, overrides), True
@@ -100,8 +101,9 @@ def plan_known(request: Request) -> tuple[list[Planned], list[str]]:
     """Plan what is known without torch; raises UsageError."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("bench measures one device in one process: start it without a launcher")
-    if request.quality is False and request.reference is not None:
-        raise UsageError("--reference is for quality, and --no-quality asks for none: leave one of them out")
+    for option in ("reference", "features", "inception"):
+        if request.quality is False and getattr(request, option) is not None:
+            raise UsageError(f"--{option} is for quality, and --no-quality asks for none: leave one of them out")
     planned, notes, seen = [], [], set()
     for spec in request.specs:
         recipe, is_random = known_recipe(spec, request.overrides)
@@ -109,13 +111,16 @@ def plan_known(request: Request) -> tuple[list[Planned], list[str]]:
         if (identity, is_random) in seen:
             raise UsageError(f"{spec} is named twice: give every run once")
         seen.add((identity, is_random))
-        if is_random and request.quality and len(request.specs) == 1:
-            raise UsageError(f"{spec} is a recipe, so its weights are random: train it, or ask for --no-quality")
         entry = Planned(spec, recipe, is_random)
         if recipe is not None:
             entry.variants, lines = variants_of(recipe, request)
             notes += lines
         planned.append(entry)
+    if request.quality and all(each.is_random for each in planned):
+        raise UsageError(
+            f"--quality needs trained weights, and those of a recipe such as {planned[0].spec} are random: name a run, "
+            "or ask for --no-quality"
+        )
     return planned, [*notes, *idle_options(planned, request)]
 
 

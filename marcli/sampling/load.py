@@ -27,7 +27,7 @@ from marcli.runtime.atomic import sha256_file
 from marcli.runtime.rundir import RunDir, newest_run
 from marcli.runtime.seeding import item_seed
 from marcli.runtime.skeleton import NothingDrawn, skeletons
-from marcli.sampling.naming import FOREIGN, run_of_checkpoint, unknown
+from marcli.sampling.naming import FOREIGN, check_overrides, run_of_checkpoint, unknown
 from marcli.sampling.system import Named, System
 from marcli.tokenizer.base import Tokenizer
 from marcli.tokenizer.build import build_tokenizer
@@ -95,13 +95,6 @@ def name_system(spec: str | None, *, weights: Weights, overrides: Sequence[str])
         return Named(spec, recipe, weights if weights in model.sets else model.sets[0])
     found = find(spec, overrides)
     return Named(found.name, found.recipe, choose(weights, sets_of(found.weights), found)[0])
-
-
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Raise UsageError for a key that belongs to training."""
-    for override in overrides:
-        if not override.startswith("sample."):
-            raise UsageError(f"{override}: only sample.* can be changed for trained weights; the rest comes with them.")
 
 
 def random_system(recipe: Recipe, *, tokenizer: Tokenizer, seed: int) -> System:

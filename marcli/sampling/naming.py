@@ -1,8 +1,12 @@
-"""What a RUN may be called, and what to say of a name that is none, without torch: a dry run answers at once."""
+"""What a RUN may be called, what to say of a name that is none, and what of it can be changed; without torch, so that a
+dry run answers at once.
+"""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from marcli.errors import UsageError
 from marcli.pretrained.published import MODELS
 
 FOREIGN = (".pth", ".pt", ".ckpt", ".bin")
@@ -25,3 +29,10 @@ def run_of_checkpoint(path: Path) -> Path | None:
     folder = path.absolute().parent
     is_part = folder.parent.name == "checkpoints" and (folder / "state.json").is_file()
     return Path(os.path.relpath(folder.parent.parent)) if is_part else None
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raise UsageError for a key that belongs to training."""
+    for override in overrides:
+        if not override.startswith("sample."):
+            raise UsageError(f"{override}: only sample.* can be changed for trained weights; the rest comes with them.")

@@ -184,6 +184,24 @@ def test_names_are_checked_before_anything_is_loaded(tmp_path, monkeypatch, caps
         assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["mine", "train.lr=1"], "train.lr=1: only sample.* can be changed for trained weights"),
+        (["digits", "digits_ar", "--quality"], "--quality needs trained weights, and those of a recipe such as digits"),
+        (["mine", "--no-quality", "--reference", "x"], "--reference is for quality"),
+        (["mine", "--no-quality", "--features", "pixels"], "--features is for quality"),
+        (["mine", "--no-quality", "--inception", "x.pt"], "--inception is for quality"),
+    ],
+)
+def test_options_that_could_not_act_are_refused(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    write_recipe(read_recipe(MASKED, []), tmp_path / "mine" / "recipe.yaml")
+    assert run(["bench", *arguments, "--dry-run"]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_compare_without_a_run_stands_beside_the_newest_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "mine"

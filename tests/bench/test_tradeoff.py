@@ -16,7 +16,7 @@ from marcli.bench.entries import Entry, shortly_named
 from marcli.bench.measure import Contender, Extent, measure_shares, run_rounds
 from marcli.bench.plan import Variant, vary
 from marcli.bench.points import point_of
-from marcli.bench.quality import Judge
+from marcli.bench.quality import Judge, build_judge
 from marcli.bench.request import Request
 from marcli.bench.roofline import Machine
 from marcli.bench.stand_in import random_tokenizer, stand_in_system
@@ -123,6 +123,26 @@ def test_a_baseline_decides_what_is_left_out_and_never_the_clock(monkeypatch):
     assert len(notes) == 2 and "the baseline does not have them" in notes[0]
     other = dataclasses.replace(asked, gated=frozenset({("another", 2, 10)}))
     assert len(fit_to_time(entries, other, machine)[0][0].variants) == 4
+    with pytest.raises(UsageError, match="none of the points that would be measured: give the --steps"):
+        fit_to_time(entries, dataclasses.replace(asked, gated=frozenset({(recipe.name, 3, 10)})), machine)
+
+
+def test_what_is_swept_is_measured_however_long_it_takes():
+    recipe, machine = read_recipe(SPECS["masked"], []), Machine(flops_per_second=1.0, bytes_per_second=1.0)
+    variants = [Variant(vary(recipe, cfg=cfg), (("cfg", cfg),), False) for cfg in (1.0, 2.0, 3.0)]
+    entries = [Entry(stand_in_system(recipe, seed=0), variants, True)]
+    asked = plan_request(specs=(SPECS["masked"],), batch_size=4)
+    assert len(fit_to_time(entries, asked, machine)[0][0].variants) == 2
+    swept = dataclasses.replace(asked, sweep={"cfg": (1.0, 2.0, 3.0)})
+    (entry,), notes = fit_to_time(entries, swept, machine)
+    assert [each.recipe.sample.cfg for each in entry.variants] == [1.0, 2.0, 3.0] and notes == []
+
+
+def test_options_of_inception_need_inception():
+    recipe = read_recipe("digits", [])
+    asked = dataclasses.replace(plan_request(specs=("runs/digits",), batch_size=4), inception="inception.pt")
+    with pytest.raises(UsageError, match="--inception is for --features inception, and here they are pixels"):
+        build_judge([recipe], asked, None)
 
 
 @pytest.mark.parametrize(
