@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from marcli.bench.plan import Variant
-from marcli.recipe.approximate import PRESETS, Approximate, switched_on
+from marcli.recipe.approximate import departures, set_by, switched_on
 from marcli.recipe.model import CausalBackbone, CrossEntropyHead, DiffusionHead, DiTBackbone
 from marcli.recipe.sample import Sample
 from marcli.recipe.schema import Recipe
@@ -137,7 +137,7 @@ def point_of(
 ) -> Point:
     """The point that `recipe.sample` describes; with an approximation on, the engine is named after it."""
     sample, causal = recipe.sample, isinstance(recipe.model.backbone, CausalBackbone)
-    named = approximations(sample)
+    named = ", ".join(departures(sample.approximate))
     if named:
         engine, engine_class = f"{engine} + {named}", "approximate"
     return Point(
@@ -164,7 +164,7 @@ def described(variant: Variant) -> str:
     recipe = variant.recipe
     words = [f"{recipe.sampling_steps or recipe.sample.diffusion_steps} steps"]
     words += [f"{key} {value}" for key, value in variant.swept if not key.startswith("approximate.")]
-    named = approximations(recipe.sample)
+    named = ", ".join(departures(recipe.sample.approximate))
     return ", ".join([*words, f"approximate: {named}"] if named else words)
 
 
@@ -172,17 +172,6 @@ def diffusion_steps_of(recipe: Recipe) -> int | None:
     """Diffusion steps of a token, or of a DiT; None for a head without any."""
     denoises = isinstance(recipe.model.backbone, DiTBackbone) or isinstance(recipe.model.head, DiffusionHead)
     return recipe.sample.diffusion_steps if denoises else None
-
-
-def approximations(sample: Sample) -> str:
-    """The preset's name with every switch that differs from it, or the switches alone; empty when all are off."""
-    on = switched_on(sample.approximate)
-    if not on:
-        return ""
-    preset, switches = sample.approximate.preset, sample.approximate.model_dump(mode="json", exclude={"preset"})
-    usual = Approximate().model_dump(mode="json") | set_by(preset, "approximate.")
-    own = [f"{name} {value}" for name, value in switches.items() if value != usual[name]]
-    return ", ".join([preset, *own] if preset else own)
 
 
 def unusual_settings(sample: Sample) -> tuple[tuple[str, float | bool | str | None], ...]:
@@ -193,9 +182,3 @@ def unusual_settings(sample: Sample) -> tuple[tuple[str, float | bool | str | No
     implied = set_by(sample.approximate.preset, "") if switched_on(sample.approximate) else {}
     usual = Sample().model_dump(mode="json") | implied
     return tuple((name, getattr(sample, name)) for name in LESS_COMMON if getattr(sample, name) != usual[name])
-
-
-def set_by(preset: str | None, prefix: str) -> dict[str, object]:
-    """The keys that a shipped preset sets under `sample.` and `prefix`, without the prefix."""
-    settings = PRESETS[preset].settings if preset in PRESETS else {}
-    return {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}

@@ -157,7 +157,8 @@ def check_is_kept(baseline: Path, folder: Path) -> None:
 def print_points(planned: "list[Planned]", folder: Path, *, as_json: bool) -> None:
     """Print what would be measured, with its cost."""
     from marcli.bench.cost import plus, published_cost
-    from marcli.bench.points import approximations, described, family_of
+    from marcli.bench.points import described, family_of
+    from marcli.recipe.approximate import departures
 
     lines, points = [], []
     for entry in planned:
@@ -165,7 +166,7 @@ def print_points(planned: "list[Planned]", folder: Path, *, as_json: bool) -> No
             lines.append(f"{entry.spec}: its points are known once its weights are there")
         for variant in entry.variants:
             recipe = variant.recipe
-            cost, named = published_cost(recipe), approximations(recipe.sample)
+            cost, named = published_cost(recipe), ", ".join(departures(recipe.sample.approximate))
             work = f"{cost.flops / 1e9:,.3g} GFLOP{plus(cost.unknown)} per image"
             work += " before approximations" if named else ""
             lines.append(f"{recipe.name} ({family_of(recipe)}): {described(variant)}, {work}")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from marcli.recipe.section import Section
+from marcli.recipe.section import NAME, Section
 
 OF_THE_DIFFUSION_HEAD = ("final_diffusion_steps", "solver", "head_guidance_refresh")  # the others act on tokens
 
@@ -16,7 +16,9 @@ OF_THE_DIFFUSION_HEAD = ("final_diffusion_steps", "solver", "head_guidance_refre
 class Approximate(Section):
     """Named approximations; every one that is on is recorded with the pictures."""
 
-    preset: str | None = Field(default=None, description="the preset these switches came from, for the record")
+    preset: str | None = Field(
+        default=None, pattern=NAME, description="the preset these switches came from, for the record"
+    )
     final_diffusion_steps: int | None = Field(
         default=None,
         ge=1,
@@ -122,3 +124,19 @@ def approximation_lines(approximate: Approximate) -> list[str]:
 def switched_on(approximate: Approximate) -> dict[str, object]:
     """The approximations that are on, without the preset's name."""
     return approximate.model_dump(mode="json", exclude={"preset"}, exclude_defaults=True)
+
+
+def departures(approximate: Approximate) -> list[str]:
+    """The preset's name and every switch that differs from it, or the switches alone; nothing when all are off."""
+    if not switched_on(approximate):
+        return []
+    preset, switches = approximate.preset, approximate.model_dump(mode="json", exclude={"preset"})
+    usual = Approximate().model_dump(mode="json") | set_by(preset, "approximate.")
+    own = [f"{name} {value}" for name, value in switches.items() if value != usual[name]]
+    return [preset, *own] if preset else own
+
+
+def set_by(preset: str | None, prefix: str) -> dict[str, object]:
+    """The keys that a shipped preset sets under `sample.` and `prefix`, without the prefix."""
+    settings = PRESETS[preset].settings if preset in PRESETS else {}
+    return {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}

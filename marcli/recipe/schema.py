@@ -16,7 +16,7 @@ from marcli.recipe.model import (
     Model,
 )
 from marcli.recipe.sample import Sample
-from marcli.recipe.section import Section
+from marcli.recipe.section import NAME, Section
 from marcli.recipe.tokenizer import LatentShape, Tokenizer, latent_shape
 from marcli.recipe.train import Train
 
@@ -26,7 +26,7 @@ MOST_TOKENS = 2**20
 class Recipe(Section):
     """One experiment: data, tokenizer, model, training and the defaults of sampling."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run: runs/<name>")
+    name: str = Field(pattern=NAME, description="names the run: runs/<name>")
     reported: str | None = Field(default=None, description="what the paper reports for this recipe, and where")
     data: Data
     tokenizer: Tokenizer

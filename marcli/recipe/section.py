@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of what names a folder
+
 
 class Section(BaseModel):
     """One mapping of a recipe. Unknown keys, wrong types, NaN and infinity are errors."""

@@ -134,7 +134,7 @@ def find(spec: str, overrides: Sequence[str]) -> Found:
         return find_run(spec, folder, overrides)
     path = Path(spec).expanduser()
     if path.is_dir():
-        return find_run(spec, path, overrides)
+        return find_run(str(path), path, overrides)
     if (run := run_of_checkpoint(path)) is not None:
         raise UsageError(
             f"{spec} is part of a checkpoint, from which training goes on: give the run, {run}; it has weights to "

@@ -10,7 +10,7 @@ import torch
 
 from marcli import __version__
 from marcli.errors import StoppedError, UsageError
-from marcli.recipe.approximate import switched_on
+from marcli.recipe.approximate import departures
 from marcli.recipe.schema import Recipe
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.progress import Progress
@@ -23,7 +23,7 @@ from marcli.sampling.generate import class_of, generate, micro_batches
 from marcli.sampling.system import Named, System
 
 NAMED = {"steps", "cfg", "temperature", "diffusion_steps"}  # settings that every default folder names
-LONGEST_LIST = 40  # characters of classes in a folder's name; longer lists are hashed
+LONGEST_NAME = 150  # characters of a folder's name; a longer one ends in a hash of it
 
 
 def sample(
@@ -153,13 +153,12 @@ def default_folder(system: Named | System, *, seed: int, classes: Sequence[int])
     s = system.recipe.sample
     steps = f"steps{system.recipe.sampling_steps}-" if system.recipe.sampling_steps else ""
     name = f"{system.weights}-{steps}diffusion{s.diffusion_steps}-cfg{s.cfg:g}-t{s.temperature:g}-seed{seed}"
-    if switched_on(s.approximate):
-        name += "-" + (s.approximate.preset or "-".join(f"{k}{v}" for k, v in switched_on(s.approximate).items()))
+    name += "".join(f"-{each.replace(' ', '')}" for each in departures(s.approximate))
     others = s.model_dump(exclude=NAMED | {"approximate", "num", "batch_size"}, exclude_defaults=True)
     name += "".join(f"-{key}{value}" for key, value in others.items())
     if list(classes) != list(range(system.recipe.data.num_classes)):
-        listed = "+".join(map(str, classes))
-        digest = hashlib.sha256(listed.encode()).hexdigest()[:8]
-        name += f"-classes{listed if len(listed) <= LONGEST_LIST else digest}"
+        name += "-classes" + "+".join(map(str, classes))
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     run = Path(system.name)
     return run / "samples" / name if run.is_dir() else Path("samples") / system.recipe.name / name

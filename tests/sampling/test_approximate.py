@@ -178,6 +178,11 @@ def test_exact_is_the_default_and_says_nothing():
     assert approximation_lines(Approximate()) == [] and preset_overrides(None) == []
 
 
+def test_a_preset_never_names_another_folder():
+    with pytest.raises(ValidationError, match=r"approximate\.preset"):
+        recipe("masked", "random", "diffusion", approximate={"preset": "../elsewhere", "solver": "ddim"})
+
+
 def test_unknown_preset_is_refused():
     with pytest.raises(UsageError, match="choose disa"):
         preset_overrides("warp")

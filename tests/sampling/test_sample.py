@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from marcli.cli.app import run
+from marcli.cli.options import preset_overrides
 from marcli.runtime.lock import exclusive
 from marcli.sampling.album import Album, picture_path
 from marcli.sampling.folder import finish_folder, prepare_folder
@@ -201,6 +202,25 @@ def test_default_folders_tell_the_settings_apart(run_folder):
         names.add(default_folder(other, seed=0, classes=every).name)
     names |= {default_folder(system, seed=0, classes=classes).name for classes in ([3], [7, 3], every[:9] * 30)}
     assert len(names) == 7 and max(map(len, names)) < 160
+
+
+def test_default_folders_tell_a_preset_from_one_with_another_switch(run_folder):
+    def name(*overrides):
+        chosen = [f"sample.{override}" for override in ("diffusion_steps=50", *overrides)]
+        system = load_system(str(run_folder), weights="ema", overrides=[*preset_overrides("disa"), *chosen])
+        return default_folder(system, seed=0, classes=range(10)).name
+
+    assert "-seed0-disa-max_timestep950" in name()
+    assert "-seed0-disa-solverddim-max_timestep950" in name("approximate.solver=ddim")
+    switches = ["guidance_from=1.1", "guidance_refresh=3", "head_guidance_refresh=4", "order=checkerboard"]
+    long = [name(*(f"approximate.{switch}" for switch in switches), f"clip_denoised={clip}") for clip in (1.25, 1.5)]
+    assert long[0] != long[1] and max(map(len, long)) < 160
+
+
+def test_a_run_is_found_by_its_place_at_home_and_keeps_its_pictures(run_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(run_folder.parent))
+    system = load_system(f"~/{run_folder.name}/", weights="ema", overrides=[])
+    assert default_folder(system, seed=0, classes=range(10)).is_relative_to(run_folder)
 
 
 def test_a_kill_while_a_folder_is_prepared_never_gives_pictures_to_another_plan(tmp_path, monkeypatch):
