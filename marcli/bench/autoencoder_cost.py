@@ -23,7 +23,11 @@ class Layout:
 
 KL16 = Layout((128, 128, 256, 256, 512), 16, 32, True, False, 0)
 KL8 = Layout((128, 256, 512, 512), 4, 8, False, False, 0)
-VQ16 = Layout((128, 128, 256, 256, 512), 8, 8, True, True, 16384)
+
+
+def vq16(section: VQTokenizer) -> Layout:
+    """LDM's VQ-16, or one with vectors of another size, as taming's."""
+    return Layout(KL16.channels, section.channels, section.channels, True, True, section.codebook_size)
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def tokenizer_work(recipe: Recipe) -> tuple[Work, Work] | None:
         case KLTokenizer():
             layout = KL8
         case VQTokenizer():
-            layout = VQ16
+            layout = vq16(recipe.tokenizer)
         case _:
             return None
     channels = recipe.data.channels

@@ -56,9 +56,9 @@ def hidden_law(num_tokens: int, minimum: float, std: float) -> tuple[tuple[int, 
 
 
 def recipe_law(recipe: Recipe) -> tuple[tuple[int, float], ...]:
-    """The law of a recipe's hidden tokens; a causal backbone or a DiT learns from all of them."""
+    """The law of a recipe's hidden tokens; without a ratio to draw a model learns from all of them."""
     backbone, tokens = recipe.model.backbone, recipe.num_tokens
-    if isinstance(backbone, MaskedBackbone):
+    if isinstance(backbone, MaskedBackbone) and backbone.mask_ratio_min < 1:
         return hidden_law(tokens, backbone.mask_ratio_min, backbone.mask_ratio_std)
     return ((tokens, 1.0),)
 

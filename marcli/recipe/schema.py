@@ -105,6 +105,11 @@ def check_geometry(recipe: Recipe) -> None:
         raise ValueError(
             f"model.backbone.heads {backbone.heads} does not divide its width {backbone.width}: choose a divisor"
         )
+    if isinstance(backbone, DiTBackbone) and backbone.width % 4:
+        raise ValueError(
+            f"model.backbone.width is {backbone.width}, but a 'dit' takes multiples of 4: its positions are sines and "
+            "cosines of rows and columns"
+        )
 
 
 def check_head(recipe: Recipe) -> None:

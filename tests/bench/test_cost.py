@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from marcli.bench.autoencoder_cost import KL8, KL16, VQ16, decoding, encoding
+from marcli.bench.autoencoder_cost import KL8, KL16, decoding, encoding, vq16
 from marcli.bench.cost import denoising_steps, exact_savings, hidden_counts, plain_cost, published_cost
 from marcli.bench.stand_in import random_vq
 from marcli.bench.training_cost import mean_hidden, training_cost
@@ -183,12 +183,21 @@ def test_autoencoder_as_counted(layout, blocks):
         assert decoding(layout, 64 // blocks, 3).flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-def test_vq16_as_counted():
+@pytest.mark.parametrize("channels", [8, 256])
+def test_vq16_as_counted(channels):
+    section = VQTokenizer(kind="vq16", channels=channels)
     with torch.device("meta"):
-        vq = random_vq(VQTokenizer(kind="vq16"))
+        vq = random_vq(section)
         with counting() as counter, torch.no_grad():
-            vq.decode(torch.empty(1, VQ16.latent_channels, 8, 8), force_not_quantize=True)
-    assert decoding(VQ16, 8, 3).flops == pytest.approx(counter.get_total_flops(), rel=0.002)
+            vq.decode(torch.empty(1, channels, 8, 8), force_not_quantize=True)
+    assert decoding(vq16(section), 8, 3).flops == pytest.approx(counter.get_total_flops(), rel=0.002)
+
+
+def test_a_masked_model_that_knows_nothing_in_training_is_priced():
+    nothing_known = recipe_of(backbone={**MASKED, "mask_ratio_min": 1.0}, head=DIFFUSION, tokenizer=LATENTS)
+    assert mean_hidden(nothing_known) == nothing_known.num_tokens
+    nearly = recipe_of(backbone={**MASKED, "mask_ratio_min": 0.999}, head=DIFFUSION, tokenizer=LATENTS)
+    assert training_cost(nothing_known).flops == pytest.approx(training_cost(nearly).flops, rel=1e-3)
 
 
 def test_a_dit_embeds_time_once_per_block_and_once_more():

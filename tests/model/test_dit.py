@@ -1,8 +1,11 @@
 """The DiT comparator: what was undone in the library's network, and guidance as published."""
 
 import math
+from contextlib import nullcontext
 
+import pytest
 import torch
+from pydantic import ValidationError
 
 from marcli.sampling.engine.dit import DiTEngine
 from tests.model import tiny
@@ -14,6 +17,13 @@ def test_one_embedding_is_shared_by_all_blocks_and_stored_once():
     assert first.norm1.emb is second.norm1.emb
     stored = [name for name in model.state_dict() if "norm1.emb" in name]
     assert stored and all(name.startswith("transformer.transformer_blocks.0.") for name in stored)
+
+
+@pytest.mark.parametrize(("width", "fits"), [(10, False), (12, True), (14, False)])
+def test_a_width_without_room_for_its_positions_is_refused(width, fits, monkeypatch):
+    monkeypatch.setitem(tiny.BACKBONES, "dit", {"kind": "dit", "width": width, "depth": 1, "heads": 2})
+    with nullcontext() if fits else pytest.raises(ValidationError, match=r"takes multiples of 4"):
+        tiny.model(tiny.recipe("dit", None, None))
 
 
 def test_training_mode_draws_nothing_by_itself():

@@ -119,6 +119,14 @@ def test_lazy_runs_are_the_naive_ones(given, share, monkeypatch):
     assert differs
 
 
+def test_wanted_tokens_stand_first_however_many_there_are(given):
+    cache = FeatureCache(FastMaskedBackbone(given[0]))
+    cache.num_slots = num_slots = 20_000
+    block = cache.backbone.decoder[0]
+    slots = cache.moving_slots(block, torch.zeros(1, 1, num_slots, 1), 5_000, 15_000, None)
+    assert slots[0].tolist() == [*range(5_000, 20_000), *range(5_000)]
+
+
 def test_shares_fall_over_the_steps():
     shares = [share_at(index, 64) for index in range(64)]
     assert shares == sorted(shares, reverse=True)

@@ -18,7 +18,6 @@ from marcli.sampling.engine.transformer import FastBlock, FastMaskedBackbone
 
 RANKING_LAYER = 3  # of the decoder, counted from 0: the layer whose values tell which tokens moved
 SPARE_TOKENS = 15  # computed at least, beside new and wanted ones
-FORCED = 10_000  # below any likeness in such steps
 LIKENESS_STEP = 1 / 1024  # cosine similarities closer than this count as equal; the earlier slot comes first
 # Share of all slots that deeper decoder layers compute, until that share of the AR steps is over.
 SHARES = ((20 / 64, 1.0), (21 / 64, 0.6), (25 / 64, 0.5), (30 / 64, 0.4), (35 / 64, 0.15), (40 / 64, 0.12), (1.0, 0.05))
@@ -118,7 +117,7 @@ class FeatureCache:
             likeness = F.cosine_similarity(before, now, dim=-1)
         # Hidden tokens often move equally little; without rounding the choice between them would be an accident.
         likeness = (likeness / LIKENESS_STEP).round()
-        at_the_front = torch.arange(num_forced, device=values.device) - FORCED
+        at_the_front = torch.arange(-num_forced, 0, device=values.device) - 2 / LIKENESS_STEP  # below any likeness
         likeness[:, new : first + num_wanted] = at_the_front.roll(first - new).to(likeness.dtype)
         return likeness.argsort(dim=1, stable=True)[:, :count]
 
