@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from marcli.runtime.accelerator import synchronise
 
@@ -120,3 +121,16 @@ def resident_peak() -> int:
         pass
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else largest * 1024
+
+
+def bytes_held(*modules: nn.Module) -> dict[int, int]:
+    """Bytes of every piece of memory that modules hold, by its address; packed weights, too, and shared ones once."""
+    parts = [part for module in modules for part in module.modules()]
+    kept = [value for part in parts for value in (*part.parameters(False), *part.buffers(False), *vars(part).values())]
+    weights: dict[int, int] = {}
+    for tensor in kept:
+        if isinstance(tensor, Tensor) and tensor.is_mkldnn:  # oneDNN's layout has no storage
+            weights[id(tensor)] = tensor.nbytes
+        elif isinstance(tensor, Tensor):
+            weights[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return weights

@@ -26,12 +26,6 @@ class Entry:
     variants: Sequence[Variant]
     is_random: bool
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights of model and tokenizer."""
-        modules = (self.system.model, self.system.tokenizer)
-        return sum(tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers()))
-
     def on(self, device: torch.device, dtype: torch.dtype) -> "Entry":
         """The entry on `device`, its model in `dtype`; tokenizers stay in float32."""
         model = self.system.model.to(device=device, dtype=dtype)

@@ -6,7 +6,7 @@ when time runs out all points stop after the same round.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -31,7 +31,7 @@ class Contender:
     engine: Engine
     recipe: Recipe
     tokenizer: Tokenizer
-    weight_bytes: int
+    weights: Mapping[int, int]  # bytes of system and engine, see `bytes_held`
     tally: Tally | None
     seconds: list[float] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
@@ -44,11 +44,11 @@ class Contender:
         return pictures[0].images
 
     def measurement(self, held_bytes: int) -> Measurement:
-        """What came out, still without costs; `held_bytes` are the weights of all systems loaded and of the judge.
+        """What came out, still without costs; `held_bytes` are the weights of all systems, engines and the judge.
 
         Peak memory is that of a process which holds this system alone.
         """
-        others = held_bytes - self.weight_bytes
+        others = held_bytes - sum(self.weights.values())
         measurement = Measurement(
             point=self.point,
             seconds_per_image=statistics.median(self.seconds),

@@ -5,13 +5,14 @@ out one group after the other (the jackknife) tells how far the distance would m
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
 
+from marcli.bench.clock import bytes_held
 from marcli.bench.request import Request
 from marcli.errors import UsageError
 from marcli.metrics.evaluate import distance_name
@@ -43,12 +44,10 @@ class Judge:
         return f"{identity} against {self.reference.name} {self.reference.sha256[:12]}"
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of the network's weights, where it is a module."""
+    def weights(self) -> Mapping[int, int]:
+        """Bytes of the network's weights, where it is a module, see `bytes_held`."""
         network = self.extractor.network
-        if not isinstance(network, nn.Module):
-            return 0
-        return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+        return bytes_held(network) if isinstance(network, nn.Module) else {}
 
     def features(self, images: Tensor) -> np.ndarray:
         """Features of 8-bit pictures; raw pixels of grey pictures count once, not three times."""

@@ -132,7 +132,7 @@ def conditions(report: dict[str, Any]) -> list[str]:
         "GFLOP: matrix products of the plain algorithm, 2 per multiply-add, guidance counted. Roofline: the time they "
         f"would take at {peak:,.0f} GFLOP/s, which one large product reaches here, over the measured time.",
         "Time shares of encoder / decoder / head / tokenizer come from one more batch with a clock on every part. "
-        f"Memory: peak, {report['memory_counts']}, less the weights of other runs and of the network that judges. "
+        f"Memory: peak, {report['memory_counts']}, less what other runs, engines and the judging network hold. "
         "An asterisk marks the recipe's own settings.",
     ]
     if report["quality"]:

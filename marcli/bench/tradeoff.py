@@ -5,6 +5,7 @@ entries -> contenders -> rounds (measure) -> measurements -> report
 
 import itertools
 import sys
+from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from marcli import __version__
 from marcli.bench.baseline import FORMAT
 from marcli.bench.budget import fit_to_time, judged_num, rounds_of
+from marcli.bench.clock import bytes_held
 from marcli.bench.cost import plain_cost, published_cost
 from marcli.bench.entries import Entry, load_entries
 from marcli.bench.measure import Contender, Extent, measure_shares, run_rounds
@@ -95,7 +97,7 @@ def contenders_of(
                 engine=engine.under(variant.recipe),
                 recipe=variant.recipe,
                 tokenizer=system.tokenizer,
-                weight_bytes=entry.weight_bytes,
+                weights=bytes_held(system.model, system.tokenizer, engine.model),
                 tally=Tally(judge) if judge is not None and not entry.is_random else None,
             )
             contenders.append(contender)
@@ -124,8 +126,8 @@ def measure(
         for contender in contenders:
             measure_shares(contender, extent.seed)
             progress.advance()
-    loaded = {contender.point.system: contender.weight_bytes for contender in contenders}
-    held = sum(loaded.values()) + (judge.weight_bytes if judge is not None else 0)
+    judging = {} if judge is None else judge.weights
+    held = sum(ChainMap(judging, *(contender.weights for contender in contenders)).values())
     return [with_cost(each.measurement(held), each, machine) for each in contenders]
 
 

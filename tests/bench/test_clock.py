@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from marcli.bench.clock import PartClock, peak_memory, timed
+from marcli.bench.clock import PartClock, bytes_held, peak_memory, timed
+from marcli.bench.stand_in import stand_in_system
+from marcli.recipe.reader import read_recipe
 from marcli.runtime.memory import release_freed_memory
+from marcli.sampling.engine.build import build_engine
+from marcli.sampling.engine.linear import can_pack
 
 CPU = torch.device("cpu")
 
@@ -53,3 +57,14 @@ def test_peak_memory_sees_what_was_freed_before_the_end():
     if "since the start" in large.counts:
         pytest.skip("this system cannot reset its high-water mark")
     assert large.peak_bytes - small.peak_bytes > 100 * 2**20
+
+
+def test_weights_that_are_shared_count_once_and_packed_ones_too():
+    recipe = read_recipe("debug/head_diffusion", ["model.head.width=512", "model.head.depth=1"])
+    system = stand_in_system(recipe, seed=0)
+    engine = build_engine(system, name="fast", device=torch.device("cpu"), precision="fp32")
+    plain, both = bytes_held(system.model), bytes_held(system.model, engine.model)
+    assert sum(plain.values()) == sum(parameter.nbytes for parameter in system.model.parameters())
+    packed = 2 * 4 * 512 * 512 * can_pack(torch.empty(512, 512))  # both layers of the residual block
+    assert packed <= sum(both.values()) - sum(plain.values()) < packed + 2**17
+    assert both.items() >= plain.items()

@@ -45,7 +45,7 @@ def contender(spec: str, engine: str = "plain", overrides=()) -> Contender:
     system = stand_in_system(recipe, seed=0)
     built = build_engine(system, name=engine, device=torch.device("cpu"), precision="fp32")
     point = point_of(recipe, system="x", engine=built.name, engine_class="plain", swept=(), is_default=True)
-    return Contender(point, built, recipe, system.tokenizer, weight_bytes=0, tally=None)
+    return Contender(point, built, recipe, system.tokenizer, weights={}, tally=None)
 
 
 @pytest.mark.parametrize("engine", ["plain", "auto"])
@@ -100,7 +100,7 @@ def test_exactly_so_many_pictures_are_judged_whatever_the_batch():
 
 def test_time_is_the_median_and_memory_that_of_the_system_alone():
     each = contender(SPECS["masked"])
-    each.seconds, each.peak, each.weight_bytes = [1.0, 2.0, 9.0], Memory(1000, "resident"), 100
+    each.seconds, each.peak, each.weights = [1.0, 2.0, 9.0], Memory(1000, "resident"), {1: 60, 2: 40}
     measured = each.measurement(held_bytes=350)  # of which 250 are another system's and the judge's
     assert (measured.seconds_per_image, measured.fastest, measured.slowest) == (2.0, 1.0, 9.0)
     assert measured.peak_memory_bytes == 750
@@ -109,7 +109,7 @@ def test_time_is_the_median_and_memory_that_of_the_system_alone():
 def test_the_judge_knows_its_weights():
     network = torch.nn.Linear(3, 5)
     extractor = dataclasses.replace(pixel_extractor(), network=network)
-    assert Judge(extractor, reference=None).weight_bytes == 4 * (15 + 5)
+    assert sum(Judge(extractor, reference=None).weights.values()) == 4 * (15 + 5)
 
 
 def test_a_baseline_decides_what_is_left_out_and_never_the_clock(monkeypatch):
