@@ -262,9 +262,11 @@ def statistics_source(place: str, overrides: list[str], *, image_size: int | Non
 
 def results_folder(images: str, out: Path | None) -> Path:
     """Where the results of pictures that exist go: beside them, also beside the working directory."""
+    from marcli.data.listing import RESULTS
+
     place = Path(images).expanduser()
     place = place if place.name not in ("", "..") else Path(os.path.abspath(place))
-    return out or Path(f"{place}.eval")
+    return out or Path(f"{place}{RESULTS}")
 
 
 def measure_pictures(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from marcli.data.columns import ColumnPictures
-from marcli.data.listing import EXTENSIONS, files_under, has_extension
+from marcli.data.listing import EXTENSIONS, RESULTS, files_under, has_extension
 from marcli.errors import UsageError
 
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
@@ -27,7 +27,8 @@ def open_folder(folder: Path, *, split: str) -> ColumnPictures:
     """List the images under `folder` (extensions in any case, nested as deep as they are) without opening one.
 
     Sub-folders are the classes; without sub-folders every image has class 0. Where all sub-folders have names of
-    splits, the one called `split` is used. Hidden files and folders are ignored; other files too.
+    splits, the one called `split` is used. Hidden files and folders are ignored; other files and results of `eval-fid`
+    too, for these lie beside the class or split that was measured.
 
     Raises:
         UsageError: no images, images beside class folders, or a missing split
@@ -73,7 +74,8 @@ def _split_folder(folder: Path, split: str) -> Path:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    names = (entry.name for entry in os.scandir(folder) if entry.is_dir())
+    return sorted(name for name in names if not (name.startswith(".") or name.endswith(RESULTS)))
 
 
 def _images(folder: Path | str) -> tuple[list[str], list[int]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
 )
+RESULTS = ".eval"  # ends the folder that `eval-fid` makes beside the pictures it measures
 
 
 def files_under(folder: Path | str, extensions: Container[str] | None = None) -> list[str]:

@@ -82,6 +82,17 @@ def test_a_flat_folder_is_one_class_and_a_split_is_found(folder, tmp_path) -> No
         open_images(data(tmp_path / "set", split="test"))
 
 
+def test_results_of_eval_fid_beside_a_class_or_a_split_are_no_class(folder, tmp_path) -> None:
+    before = open_images(data(folder))
+    (folder / "cat.eval" / "features-0").mkdir(parents=True)
+    after = open_images(data(folder))
+    assert (after.class_names, after.labels.tolist()) == (["cat", "dog", "eel"], before.labels.tolist())
+    assert after.fingerprint == before.fingerprint
+    save(tmp_path / "set" / "train" / "a" / "0.png", 1)
+    (tmp_path / "set" / "train.eval").mkdir()
+    assert open_images(data(tmp_path / "set")).class_names == ["a"]
+
+
 def test_the_fingerprint_follows_content_and_crop_not_the_place(folder, tmp_path, monkeypatch) -> None:
     first = open_images(data(folder)).fingerprint
     folder.rename(tmp_path / "elsewhere")
