@@ -4,6 +4,7 @@
 several processes share the pages.
 """
 
+import glob
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from huggingface_hub import constants
 
 from marcli.data.crop import BrokenImageError
@@ -56,7 +58,8 @@ class ColumnPictures:
 
     def name(self, index: int) -> str:
         """The file's path, or the row and where the table came from."""
-        path = self._column[index][self._name]["path"]
+        cell = self._column[index][self._name]
+        path = cell and cell["path"]
         if self._place is None:
             return path
         return f"row {index} of {self._place}" + (f" ({path})" if path else "")
@@ -71,17 +74,43 @@ class ColumnPictures:
 
 def open_parquet(files: list[Path], data: Data, *, labelled: bool) -> ColumnPictures:
     """Open parquet files as one table, in the given order; raises UsageError or MarcliError."""
-    for file in files:  # `datasets` would print a table of errors before it raises its own
+    place = files[0] if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
+    patterns = [glob.escape(str(file)) for file in with_rows(files)]
+    if not patterns:
+        raise UsageError(f"{place} holds no images, for it has no rows: check data.path and data.split")
+    try:
+        table = datasets.load_dataset("parquet", data_files=patterns, split="train")
+    except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid, ValueError) as error:
+        cause = error.__cause__ or error
+        raise MarcliError(f"{place} cannot be read as parquet: {_first_line(cause)}") from None
+    return _pictures(table, data, place=place, labelled=labelled)
+
+
+def with_rows(files: list[Path]) -> list[Path]:
+    """Return the parquet files that have rows; `datasets` reads no others, and its errors name no file.
+
+    Raises UsageError for a file of another kind or with other columns than the first, MarcliError for a damaged one.
+    """
+    filled, columns = [], None
+    for file in files:
         with file.open("rb") as opened:
             if opened.read(len(PARQUET)) != PARQUET:
                 raise UsageError(f"{file} is no parquet file: give one, a folder of pictures, a hub id or 'digits'")
-    try:
-        table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
-    except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid, ValueError) as error:
-        cause = error.__cause__ or error
-        raise MarcliError(f"{files[0]} cannot be read as parquet: {_first_line(cause)}") from None
-    place = files[0] if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
-    return _pictures(table, data, place=place, labelled=labelled)
+        try:
+            footer = pq.read_metadata(file)
+        except pa.ArrowInvalid as error:
+            raise MarcliError(f"{file} cannot be read as parquet: {_first_line(error)}") from None
+        if footer.num_rows == 0:
+            continue
+        names = footer.schema.to_arrow_schema().names
+        columns = columns or names
+        if set(names) != set(columns):
+            raise UsageError(
+                f"{file} has the columns {', '.join(names)}, but {filled[0]} has {', '.join(columns)}: "
+                "one data set has the same in all files, so give the folder of one"
+            )
+        filled.append(file)
+    return filled
 
 
 def open_hub(data: Data, *, labelled: bool) -> ColumnPictures:
@@ -136,6 +165,11 @@ def _image_column(table: datasets.Dataset, wanted: str | None, place: Path | str
         if wanted not in table.column_names:
             raise UsageError(
                 f"data.image_column {wanted!r} is not in {place}, whose columns are {', '.join(table.column_names)}"
+            )
+        kind = table.data.column(wanted).type
+        if not (_holds_images(table.features[wanted]) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise UsageError(
+                f"data.image_column {wanted!r} of {place} has type {kind}: images are encoded files, or paths to them"
             )
         return wanted
     images = [name for name, feature in table.features.items() if _holds_images(feature)]

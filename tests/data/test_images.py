@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -198,14 +199,16 @@ def test_a_folder_of_parquet_files_is_one_set_in_sorted_order_by_split(tmp_path)
 
 
 def test_parquet_rows_that_are_broken_are_named_by_row(tmp_path) -> None:
-    cells = [{"bytes": b"bad", "path": None}, {"bytes": None, "path": None}]
-    table = datasets.Dataset.from_dict({"image": cells, "label": [0, 1]})
+    cells = [{"bytes": b"bad", "path": None}, {"bytes": None, "path": None}, None]
+    table = datasets.Dataset.from_dict({"image": cells, "label": [0, 1, 2]})
     table.to_parquet(tmp_path / "t.parquet")
     images = open_images(data(tmp_path / "t.parquet"))
-    with pytest.raises(MarcliError, match="none of the 2"):
+    with pytest.raises(MarcliError, match="none of the 3"):
         images.read([0])
-    assert [reason for _, reason in images.skipped] == ["not an image file that Pillow knows", "the cell is empty"]
-    assert images.skipped[0][0] == f"row 0 of {tmp_path / 't.parquet'}"
+    assert images.skipped == [
+        (f"row {row} of {tmp_path / 't.parquet'}", reason)
+        for row, reason in enumerate(["not an image file that Pillow knows", "the cell is empty", "the cell is empty"])
+    ]
 
 
 def test_text_labels_are_numbered_by_sorted_name(tmp_path) -> None:
@@ -218,6 +221,7 @@ def test_text_labels_are_numbered_by_sorted_name(tmp_path) -> None:
     ("changes", "columns", "named"),
     [
         ({"image_column": "photo"}, {}, r"data.image_column 'photo' is not in .*img, label"),
+        ({"image_column": "label"}, {}, r"data.image_column 'label' of .* has type int64: images are encoded files"),
         ({"label_column": "kind"}, {}, r"data.label_column 'kind' is not in"),
         ({}, {"labels": [0, 0]}, None),  # the typed column wins over a name
         ({"num_classes": 1}, {}, r"1 of 2 images .* label 1 \('b'\): set data.num_classes=2"),
@@ -253,6 +257,26 @@ def test_a_damaged_parquet_file_is_named(tmp_path, keep) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(MarcliError, match=r"t.parquet (cannot be read as parquet|is no parquet file)"):
         open_images(data(path))
+
+
+def test_parquet_files_without_rows_are_left_out(tmp_path) -> None:
+    whole = open_images(data(write_parquet(tmp_path / "b [2024]" / "b.parquet", rows=3)))  # no pattern for `datasets`
+    empty = tmp_path / "b [2024]" / "a.parquet"
+    pq.write_table(pq.read_table(tmp_path / "b [2024]" / "b.parquet").slice(0, 0), empty)
+    images = open_images(data(tmp_path / "b [2024]"))
+    assert (images.labels.tolist(), images.fingerprint) == ([0, 1, 2], whole.fingerprint)
+    with pytest.raises(UsageError, match=r"a.parquet holds no images, for it has no rows"):
+        open_images(data(empty))
+
+
+def test_of_several_parquet_files_the_one_that_does_not_fit_is_named(tmp_path) -> None:
+    write_parquet(tmp_path / "a.parquet", rows=2)
+    other = write_parquet(tmp_path / "b.parquet", rows=2, kind=[0, 1])
+    with pytest.raises(UsageError, match=r"b.parquet has the columns img, label, kind, but .*a.parquet has img, label"):
+        open_images(data(tmp_path))
+    other.write_bytes(other.read_bytes()[:200])
+    with pytest.raises(MarcliError, match=r"b.parquet cannot be read as parquet"):
+        open_images(data(tmp_path))
 
 
 def test_files_are_listed_folder_by_folder_and_hashed_by_relative_name(tmp_path) -> None:
