@@ -72,12 +72,13 @@ def open_pictures(place: str, *, image_size: int | None) -> PictureSource:
         if not path.exists() and place.count("/") != 1:
             raise UsageError(f"There is no {place}: give a folder, an npz, a parquet file, a hub id or 'digits'.")
         raise UsageError(f"{place} is a data set: give --image-size, the side to which its pictures are cropped.")
-    return DataSetPictures(Data(path=place, image_size=image_size or 8, num_classes=2**31, on_broken="fail"))
+    data = Data(path=place, image_size=image_size or 8, num_classes=1, on_broken="fail")
+    return DataSetPictures(data, labelled=False)
 
 
 def training_pictures(data: Data) -> "DataSetPictures":
     """Open the pictures that a recipe trains on; a broken one stops the measurement."""
-    return DataSetPictures(data.model_copy(update={"on_broken": "fail"}))
+    return DataSetPictures(data.model_copy(update={"on_broken": "fail"}), labelled=True)
 
 
 def chosen_indices(source: PictureSource, num: int | None) -> np.ndarray:
@@ -167,10 +168,10 @@ def broken(path: Path, error: Exception) -> MarcliError:
 
 
 class DataSetPictures:
-    """A data set of `marcli.data`, cropped as for training."""
+    """A data set of `marcli.data`, cropped as for training; with `labelled` False it needs no classes."""
 
-    def __init__(self, data: Data) -> None:
-        self._images: ImageSet = open_images(data)
+    def __init__(self, data: Data, *, labelled: bool) -> None:
+        self._images: ImageSet = open_images(data, labelled=labelled)
         self.name, self.image_size, self.mixed = data.path, data.image_size, False
         self.fingerprint = self._images.fingerprint
         # That one is the same for a copy elsewhere, so it does not see a file rewritten at equal length.

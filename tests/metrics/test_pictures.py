@@ -5,6 +5,7 @@ import os
 import zipfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from numpy.lib import format as npy
@@ -117,6 +118,15 @@ def test_a_rewritten_file_of_equal_length_makes_another_set(tmp_path, crop):
     assert fingerprints() == before
     rewrite(folder / "a" / "1.png")
     assert all(now != then for now, then in zip(fingerprints(), before, strict=True))
+
+
+@pytest.mark.parametrize("labels", [{}, {"label": [-1, -1]}])
+def test_a_data_set_is_measured_without_labels(tmp_path, monkeypatch, labels):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    table = datasets.Dataset.from_dict({"image": [Image.new("RGB", (8, 8), (i, i, i)) for i in range(2)], **labels})
+    table.to_parquet(tmp_path / "t.parquet")
+    source = open_pictures(str(tmp_path / "t.parquet"), image_size=8)
+    assert source.read([0, 1])[:, 0, 0, 0].tolist() == [0, 1]
 
 
 def test_sizes(tmp_path):
