@@ -13,7 +13,7 @@ from torch import Tensor
 
 from marcli.data.images import ImageSet, open_images
 from marcli.data.latents import MANIFEST, LatentCache
-from marcli.errors import UsageError
+from marcli.errors import MarcliError, UsageError
 from marcli.recipe.schema import Recipe
 
 
@@ -79,7 +79,7 @@ def open_source(recipe: Recipe, *, verify: bool) -> ImageSource | LatentSource:
 
     Raises:
         UsageError: the cache is of another tokenizer, crop, scale, set of classes or images than the recipe's
-        MarcliError: the cache named is missing, unfinished or damaged
+        MarcliError: the cache named is missing, unfinished or damaged, or lacks pictures with data.on_broken=fail
     """
     folder = cache_folder(recipe)
     if recipe.data.latents is None and not (folder / MANIFEST).exists():
@@ -89,6 +89,7 @@ def open_source(recipe: Recipe, *, verify: bool) -> ImageSource | LatentSource:
     if verify and recipe.data.latents is None:
         check_images(recipe, cache)
     check_classes(recipe, cache)
+    check_whole(recipe, cache.manifest["skipped"], folder)
     return LatentSource(cache)
 
 
@@ -116,6 +117,16 @@ def check_classes(recipe: Recipe, cache: LatentCache) -> None:
         raise UsageError(
             f"the latent cache {cache.folder} has label {cache.labels.max()}, outside 0.."
             f"{recipe.data.num_classes - 1}: set data.num_classes={cache.labels.max() + 1}"
+        )
+
+
+def check_whole(recipe: Recipe, skipped: list, folder: Path) -> None:
+    """Raise MarcliError where the cache in `folder` `skipped` pictures (index, name, reason) that must not be."""
+    if skipped and recipe.data.on_broken == "fail":
+        _, name, reason = skipped[0]
+        raise MarcliError(
+            f"{name} was left out of the latent cache {folder} ({reason}), and data.on_broken is fail: repair or "
+            "remove that picture and cache anew in another folder (data.latents), or set data.on_broken=skip"
         )
 
 

@@ -26,7 +26,7 @@ from marcli.data.cache_writer import (
 from marcli.data.crop import BrokenImageError
 from marcli.data.images import ImageSet
 from marcli.data.latents import TOKENIZER, CachePlan
-from marcli.data.source import made_with
+from marcli.data.source import check_whole, made_with
 from marcli.errors import StoppedError
 from marcli.recipe.schema import Recipe
 from marcli.runtime.accelerator import Processes
@@ -87,6 +87,7 @@ def _cache_as_main(recipe: Recipe, images: ImageSet, *, folder: Path, processes:
     tokenizer = settle_tokenizer(recipe, images, folder=folder / TOKENIZER, device=processes.device)
     plan = make_plan(recipe, images, tokenizer, precision=processes.precision)
     pending = begin(folder, plan, images.labels)
+    check_whole(recipe, [row for record in recorded_shards(folder, plan).values() for row in record["skipped"]], folder)
     processes.wait()
     started = time.monotonic()
     done = min((plan.num_shards - len(pending)) * plan.shard_images, plan.num_images)

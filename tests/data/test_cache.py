@@ -344,6 +344,12 @@ def test_one_broken_picture_among_good_ones_is_named_and_no_label_moves(make, tm
     assert np.array_equal(cache.rows(np.array([6]), np.array([False]))[0, 0].numpy(), after)
     with pytest.raises(MarcliError, match=r"1/2.png cannot be read"):
         make(tmp_path / "strict", path, "data.on_broken=fail")
+    with pytest.raises(MarcliError, match=r"1/2.png was left out of the latent cache .*/cache \(not an image"):
+        make(tmp_path / "cache", path, "data.on_broken=fail")
+    LatentCache(tmp_path / "cache", verify=True)  # refused, and still complete
+    strict = recipe_for(tmp_path / "cache", path, "data.on_broken=fail")
+    with pytest.raises(MarcliError, match=r"1/2.png was left out of the latent cache"):
+        open_source(strict, verify=False)
 
 
 def test_a_full_disk_is_one_sentence_and_what_was_written_stays(make, tmp_path, monkeypatch) -> None:
