@@ -119,12 +119,12 @@ def drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # a line cut by a kill
-        if line["step"] <= step:
+            is_kept = json.loads(text)["step"] <= step
+        except (ValueError, TypeError, KeyError):
+            continue  # a line cut by a kill, or damaged
+        if is_kept:
             kept.append(text + os.linesep)
     with atomic_file(path) as aside:
         aside.write_text("".join(kept))
