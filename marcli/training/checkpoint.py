@@ -131,7 +131,7 @@ def newest_checkpoint(folder: Path, announce: Callable[[str], None]) -> Path | N
     if broken:
         raise MarcliError(
             f"no sound checkpoint is left in {folder}: every one of {len(broken)} is damaged. "
-            "Restore one from a copy, or delete that folder to train from the start"
+            "Restore one from a copy, or train from the start in another folder (--out)"
         )
     return None
 
@@ -142,11 +142,8 @@ def load_checkpoint(path: Path, trained: Trained) -> dict:
     Raises MarcliError for the checkpoint of another model (the run folder's recipe.yaml usually refuses it before).
     """
     device = str(trained.ema.averages[0].device)
-    weights = load_file(path / "model.safetensors", device=device)
-    expected = {name: tuple(value.shape) for name, value in trained.model.state_dict().items()}
-    check_names_and_shapes(expected, weights, source=f"the checkpoint {path}")
-    trained.model.load_state_dict(weights)
-    trained.ema.load(load_file(path / "ema.safetensors", device=device))
+    weights, averaged = (load_file(path / f"{name}.safetensors", device=device) for name in ("model", "ema"))
+    set_weights(trained, weights, averaged, source=f"the checkpoint {path}")
     tensors = load_file(path / "optimizer.safetensors", device=device)
     for name, parameter in trained.model.named_parameters():
         prefix = f"{name}/"
@@ -154,6 +151,14 @@ def load_checkpoint(path: Path, trained: Trained) -> dict:
         if slots:
             trained.optimizer.state[parameter] = slots
     return json.loads((path / "state.json").read_text())
+
+
+def set_weights(trained: Trained, weights: dict[str, Tensor], averaged: dict[str, Tensor], *, source: str) -> None:
+    """Set weights and average; raises MarcliError, before anything is set, for those of another model."""
+    expected = {name: tuple(value.shape) for name, value in trained.model.state_dict().items()}
+    check_names_and_shapes(expected, weights, source=source)
+    trained.model.load_state_dict(weights)
+    trained.ema.load(averaged)
 
 
 def optimizer_tensors(trained: Trained) -> dict[str, Tensor]:

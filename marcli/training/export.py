@@ -1,14 +1,15 @@
-"""The weights a run ends with: raw and averaged in one safetensors file."""
+"""The weights a run ends with: raw and averaged in one safetensors file, from which a finished run can be known."""
 
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 from marcli.recipe.reader import recipe_text
 from marcli.recipe.schema import Recipe
 from marcli.runtime.atomic import atomic_file
-from marcli.training.checkpoint import Trained, to_cpu
+from marcli.training.checkpoint import Trained, set_weights, to_cpu
 
 
 def export_weights(path: Path, trained: Trained, recipe: Recipe, *, step: int) -> None:
@@ -21,3 +22,22 @@ def export_weights(path: Path, trained: Trained, recipe: Recipe, *, step: int) -
     facts = json.dumps({"recipe_text": recipe_text(recipe), "step": step})
     with atomic_file(path) as aside:
         save_file(tensors, aside, metadata={"marcli": facts})
+
+
+def exported_step(path: Path) -> int | None:
+    """Return the optimizer steps taken by the weights at `path`; None where there are none, or not the whole file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["marcli"])["step"]
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
+
+
+def load_exported(path: Path, trained: Trained) -> None:
+    """Set weights and average to those at `path`; raises MarcliError for those of another model."""
+    tensors = load_file(path, device=str(trained.ema.averages[0].device))
+    raw, averaged = (
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in ("raw.", "ema.")
+    )
+    set_weights(trained, raw, averaged, source=str(path))

@@ -32,7 +32,7 @@ def run_training(job: Job) -> int:
     """
     train, processes, device = job.recipe.train, job.processes, job.processes.device
     parameters = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
-    guard = NonFiniteGuard(train.nan_policy, device)
+    guard = NonFiniteGuard(train.nan_policy, device, streak=job.open_streak)
     window = Window(job.open_window)
     log = MetricsLog(job.run.metrics_path, processes, after_step=job.first_step, images_per_step=train.batch_size)
     look_every = 1 if device.type == "cpu" else train.log_every
@@ -66,7 +66,8 @@ def run_training(job: Job) -> int:
             if sample_due and processes.is_main:
                 write_previews(job, step=done)
             if save_due and processes.is_main:
-                save_checkpoint(job.run.checkpoints, job.trained, job.state(done, window), keep=train.keep_checkpoints)
+                state = job.state(done, window, streak=int(guard.streak))
+                save_checkpoint(job.run.checkpoints, job.trained, state, keep=train.keep_checkpoints)
             if stopping and done < job.total:
                 raise StoppedError(
                     f"stopped by {stop.signal_name or 'a signal to another process'} after step {done} of "

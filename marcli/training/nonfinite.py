@@ -11,11 +11,14 @@ LONGEST_STREAK = {"stop": 1, "skip": 10}
 
 
 class NonFiniteGuard:
-    """Decides which updates are withheld under a policy of `recipe.train.nan_policy`."""
+    """Decides which updates are withheld under a policy of `recipe.train.nan_policy`.
 
-    def __init__(self, policy: str, device: torch.device):
+    `streak` counts the steps withheld in a row before the first one here; a policy that has become stricter forgives.
+    """
+
+    def __init__(self, policy: str, device: torch.device, *, streak: int):
         self.limit = LONGEST_STREAK[policy]
-        self.streak = torch.zeros((), device=device)
+        self.streak = torch.tensor(float(min(streak, self.limit - 1)), device=device)
 
     def withhold(self, loss: Tensor, norm: Tensor) -> Tensor:
         """Return 1.0 on the device when this step must change nothing, else 0.0."""

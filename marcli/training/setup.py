@@ -25,6 +25,7 @@ from marcli.training.agreement import Agreement
 from marcli.training.blocks import checkpoint_activations, compile_blocks, compiling_pays
 from marcli.training.checkpoint import Trained, load_checkpoint, newest_checkpoint
 from marcli.training.ema import Ema
+from marcli.training.export import exported_step, load_exported
 from marcli.training.feed import Batch, Feed
 from marcli.training.metrics_log import Window
 from marcli.training.optim import build_optimizer
@@ -52,6 +53,7 @@ class Job:
     warmup: int
     first_step: int
     open_window: list[dict]
+    open_streak: int  # steps withheld in a row up to `first_step`
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return latents, labels and draws of `batch` on the device, without waiting for the copies."""
@@ -62,11 +64,12 @@ class Job:
             latents = self.tokenizer.sample(rows, noise)
         return latents, move(batch.labels, device), {name: move(draw, device) for name, draw in batch.draws.items()}
 
-    def state(self, step: int, window: Window) -> dict:
+    def state(self, step: int, window: Window, *, streak: int) -> dict:
         """Return what a checkpoint holds beside tensors."""
         return {
             "step": step,
             "window": window.state(),
+            "streak": streak,
             "data_fingerprint": self.source.fingerprint,
             "is_latents": self.source.is_latents,
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
@@ -105,7 +108,7 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
         model=model, ema=Ema(model, decay=recipe.train.ema_decay), optimizer=build_optimizer(model, recipe.train)
     )
     agreement = Agreement(processes)
-    state = resume(run, trained, source, agreement, announce)
+    state = resume(run, trained, source, agreement, announce) or ended(run, trained, agreement, total)
     if state["step"] > total:
         raise UsageError(f"the run in {run.path} has already taken {state['step']} steps, more than {total}")
     if compiling_pays(recipe.train, processes.device, total):
@@ -134,6 +137,7 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
         warmup=warmup_steps(recipe.train, num_images=source.num_images),
         first_step=state["step"],
         open_window=state["window"],
+        open_streak=state.get("streak", 0),  # checkpoints of before have none
     )
 
 
@@ -196,12 +200,12 @@ def announce_empty_classes(source: Source, num_classes: int, announce: Callable[
 
 def resume(
     run: RunDir, trained: Trained, source: Source, agreement: Agreement, announce: Callable[[str], None]
-) -> dict:
-    """Load the newest sound checkpoint that the main process finds; return its state, or that of a new run."""
+) -> dict | None:
+    """Load the newest sound checkpoint that the main process finds; return its state, or None where there is none."""
     path: Path | None = newest_checkpoint(run.checkpoints, announce) if agreement.processes.is_main else None
     path = agreement.share(path)
     if path is None:
-        return {"step": 0, "window": []}
+        return None
     state = load_checkpoint(path, trained)
     if state["data_fingerprint"] != source.fingerprint:
         before, now = (SOURCES[latents] for latents in (state["is_latents"], source.is_latents))
@@ -213,3 +217,20 @@ def resume(
         )
     announce(f"Resuming {run.path} after step {state['step']}.")
     return state
+
+
+def ended(run: RunDir, trained: Trained, agreement: Agreement, total: int) -> dict:
+    """Load the weights of a run whose checkpoints were deleted after its end; return its state, or that of a new run.
+
+    Raises UsageError where it was to have another length, for which the optimizer's state is needed.
+    """
+    step = agreement.share(exported_step(run.weights_path))
+    if step is None:
+        return {"step": 0, "window": []}
+    if step != total:
+        raise UsageError(
+            f"the run in {run.path} has taken {step} steps and cannot go on to {total}, for its checkpoints are gone: "
+            f"give {run.checkpoints} back, or train in another folder (--out)"
+        )
+    load_exported(run.weights_path, trained)
+    return {"step": step, "window": []}

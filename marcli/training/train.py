@@ -8,7 +8,7 @@ from marcli.errors import StoppedError, UsageError
 from marcli.recipe.schema import Recipe
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.rundir import RunDir
-from marcli.training.export import export_weights
+from marcli.training.export import export_weights, exported_step
 from marcli.training.loop import run_training
 from marcli.training.metrics_log import check_trackers, start_trackers
 from marcli.training.preview import write_final_grids
@@ -81,8 +81,8 @@ def warn_of_slow_average(decay: float, steps: int, announce: Callable[[str], Non
 
 
 def finished(run: RunDir, status: dict | None, job: Job) -> bool:
-    """Return, in all processes alike, whether everything of the run is already written."""
-    done = status is not None and status["state"] == "done" and run.weights_path.exists()
+    """Return, in all processes alike, whether everything of the run is already written, and still there."""
+    done = status is not None and status["state"] == "done" and exported_step(run.weights_path) == job.total
     return job.agreement.share(done)
 
 

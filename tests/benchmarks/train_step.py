@@ -88,7 +88,7 @@ def our_step(recipe, precision, gpus):
         first_step=0,
         open_window=[],
     )
-    parameters, guard = list(model.parameters()), NonFiniteGuard("stop", processes.device)
+    parameters, guard = list(model.parameters()), NonFiniteGuard("stop", processes.device, streak=0)
     batches = feed.batches(0, TOTAL)
 
     def step():

@@ -151,3 +151,34 @@ def test_skipping_is_bounded(recipe, start, tmp_path):
     poison(job, set(range(3, 30)))
     with pytest.raises(MarcliError, match=r"the loss of step 13 is nan"):
         run_training(job)
+
+
+def test_steps_withheld_before_a_stop_count_after_it(recipe, start, tmp_path):
+    from marcli.training.loop import run_training
+
+    made = recipe(nan_policy="skip", steps=30)
+    job = start(made, tmp_path)
+    poison(job, set(range(3, 30)))
+    with pytest.raises(MarcliError, match=r"the loss of step 13 is nan"):
+        run_training(job)
+    again = start(made, tmp_path)  # from step 10, the seventh in a row
+    assert (again.first_step, again.open_streak) == (10, 7)
+    poison(again, set(range(3, 30)))
+    with pytest.raises(MarcliError, match=r"the loss of step 13 is nan"):
+        run_training(again)
+    healthy = start(recipe(nan_policy="stop", steps=30), tmp_path)  # a stricter policy counts anew
+    run_training(healthy)
+    assert all(torch.isfinite(value).all() for value in tensors(healthy).values())
+
+
+def test_a_damaged_log_is_gone_on_with(recipe, start, tmp_path):
+    from marcli.training.loop import run_training
+
+    run_training(start(recipe(log_every=6), tmp_path))
+    metrics = tmp_path / "metrics.jsonl"
+    kept = metrics.read_bytes()
+    metrics.write_bytes(kept + b'\xff\xfe\x00\n12\n{"loss": 1}\n{"step": 1')
+    longer = start(recipe(log_every=6, steps=18), tmp_path)
+    run_training(longer)
+    assert metrics.read_bytes().startswith(kept)
+    assert [line["step"] for line in lines(longer)] == [6, 12, 18]

@@ -33,7 +33,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 def take_step(job, batch, window):
-    guard = NonFiniteGuard("stop", job.processes.device)
+    guard = NonFiniteGuard("stop", job.processes.device, streak=0)
     loss = forward_backward(job, batch)
     norm = gradient_norm(list(job.model.parameters()))
     skip = guard.withhold(loss, norm)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,6 +55,32 @@ def test_a_refused_command_leaves_the_status_of_the_run(recipe, processes, said,
     assert run.read_status() == before
     train(recipe(steps=2, sample__num=1), run, processes, announce=said.append)
     assert run.recipe_path.stat().st_ino == inode  # an unchanged recipe is not written again
+
+
+@pytest.mark.parametrize("keep", [0, 1000])
+def test_weights_that_were_cut_short_are_written_anew(recipe, processes, said, tmp_path, keep):
+    run, made = RunDir(tmp_path / "run"), recipe(steps=2, sample__num=1)
+    train(made, run, processes, announce=said.append)
+    whole = run.weights_path.read_bytes()
+    run.weights_path.write_bytes(whole[:keep])
+    assert train(made, run, processes, announce=said.append).new_steps == 0
+    assert run.weights_path.read_bytes() == whole
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again(recipe, processes, said, tmp_path):
+    run, made = RunDir(tmp_path / "run"), recipe(steps=2, sample__num=1)
+    train(made, run, processes, announce=said.append)
+    whole, grid = run.weights_path.read_bytes(), (run.samples / "grid-raw.png").read_bytes()
+    shutil.rmtree(run.checkpoints)
+    assert train(made, run, processes, announce=said.append).new_steps == 0
+    assert said[-1].endswith("already trained to step 2; raise train.steps to go on.")
+    run.write_status("running")  # killed while it made its grids, as far as one can see
+    (run.samples / "grid-raw.png").unlink()
+    assert train(made, run, processes, announce=said.append).new_steps == 0
+    assert run.weights_path.read_bytes() == whole and (run.samples / "grid-raw.png").read_bytes() == grid
+    with pytest.raises(UsageError, match=r"has taken 2 steps and cannot go on to 3, for its checkpoints are gone"):
+        train(recipe(steps=3, sample__num=1), run, processes, announce=said.append)
+    assert run.weights_path.read_bytes() == whole
 
 
 def test_previews_leave_training_alone_and_show_the_weights_asked_for(recipe, train, tmp_path):
