@@ -12,6 +12,7 @@ from marcli.pretrained.hub import HUB_PREFIX
 from marcli.pretrained.published import MODELS
 from marcli.recipe.reader import read_recipe, recipe_folder
 from marcli.recipe.schema import Recipe
+from marcli.runtime.home import at_home
 from marcli.sampling.naming import FOREIGN, check_overrides, unknown
 
 TIME_LIMIT = 240.0
@@ -83,7 +84,7 @@ def known_recipe(spec: str, overrides: Sequence[str]) -> tuple[Recipe | None, bo
 
     Weights that are fetched or read first have no recipe yet. Raises UsageError for what names nothing.
     """
-    path = Path(spec).expanduser()
+    path = at_home(spec)
     if (path / "recipe.yaml").is_file():  # before recipes: a run may be called as one
         check_overrides(overrides)
         return read_recipe(path / "recipe.yaml", overrides), False
@@ -107,7 +108,7 @@ def plan_known(request: Request) -> tuple[list[Planned], list[str]]:
     planned, notes, seen = [], [], set()
     for spec in request.specs:
         recipe, is_random = known_recipe(spec, request.overrides)
-        identity = recipe.name if is_random else str(Path(spec).expanduser().resolve())
+        identity = recipe.name if is_random else str(at_home(spec).resolve())
         if (identity, is_random) in seen:
             raise UsageError(f"{spec} is named twice: give every run once")
         seen.add((identity, is_random))

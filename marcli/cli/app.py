@@ -18,6 +18,7 @@ from marcli.cli.eval_fid import eval_fid
 from marcli.cli.sample import sample
 from marcli.cli.tokenize import tokenize
 from marcli.cli.train import train
+from marcli.runtime.home import words_at_home
 
 EXAMPLES = {
     tokenize: "marcli tokenize photos/ --tokenizer kl16 --out runs/tokenizer",
@@ -79,8 +80,9 @@ def wait_briefly() -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 75 stopped on request."""
-    launching.COMMAND_LINE.set(tuple(argv))
+    words = words_at_home(argv)
+    launching.COMMAND_LINE.set(tuple(words))
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries would bury the one sentence that says what to do
     wait_briefly()
-    args = list(argv) or ["--help"]
+    args = words or ["--help"]
     return run_guarded(lambda: app(args, prog_name="marcli", standalone_mode=False), as_json="--json" in argv)

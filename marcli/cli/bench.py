@@ -8,6 +8,7 @@ import typer
 from marcli.cli.options import AsJson, BatchSize, DryRun, Gpus, Precision, Seed, Weights, split_overrides
 from marcli.cli.output import print_result
 from marcli.errors import UsageError
+from marcli.runtime.home import at_home
 from marcli.runtime.writable import check_place
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def default_specs(gpus: str, *, compared: list[str]) -> tuple[list[str], list[st
 
 def default_folder(spec: str) -> Path:
     """Where reports go: into a run, else `bench` here."""
-    path = Path(spec).expanduser()
+    path = at_home(spec)
     return path / "bench" if (path / "recipe.yaml").is_file() else Path("bench")
 
 

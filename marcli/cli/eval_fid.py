@@ -40,6 +40,7 @@ from marcli.cli.options import (
 from marcli.cli.output import print_result
 from marcli.cli.sharing import PushTo, check_push, run_to_share, share
 from marcli.errors import UsageError
+from marcli.runtime.home import at_home
 from marcli.runtime.writable import check_place
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ def results_folder(images: str, out: Path | None) -> Path:
     """Where the results of pictures that exist go: beside them, also beside the working directory."""
     from marcli.data.listing import RESULTS
 
-    place = Path(images).expanduser()
+    place = at_home(images)
     place = place if place.name not in ("", "..") else Path(os.path.abspath(place))
     return out or Path(f"{place}{RESULTS}")
 

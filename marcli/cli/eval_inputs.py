@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from marcli.errors import UsageError
+from marcli.runtime.home import at_home
 from marcli.runtime.writable import check_place
 
 
@@ -50,11 +51,12 @@ def check_is_there(option: str, place: str) -> None:
     """Raise UsageError for pictures or statistics that cannot be there, before a network is downloaded for them."""
     if not place.strip():
         raise UsageError(f"{option} is empty: give a folder, an npz or a data set.")
-    path = Path(place).expanduser()
+    path = at_home(place)
+    or_make = ", or make statistics with --make-stats" if option == "--reference" else ""
     if path.suffix == ".npz" and not path.is_file():
-        raise UsageError(f"{option}: there is no file {path}.")
+        raise UsageError(f"{option}: there is no file {path}: check the path{or_make}.")
     if place.startswith(("/", ".", "~")) and not path.exists():
-        raise UsageError(f"{option}: there is no {path}.")
+        raise UsageError(f"{option}: there is no {path}: check the path{or_make}.")
 
 
 def check_unused(given: dict[str, bool], *, images: str | None) -> None:

@@ -23,6 +23,7 @@ from marcli.data.crop import BrokenImageError, decode_square, picture_size
 from marcli.data.listing import EXTENSIONS, has_extension
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
+from marcli.runtime.home import at_home
 
 logger = logging.getLogger("marcli.data")
 
@@ -198,7 +199,7 @@ def open_images(data: Data, *, labelled: bool = True) -> ImageSet:
         from marcli.data.columns import open_hub, open_parquet
         from marcli.data.folders import find_parquet, open_folder
 
-        path = Path(data.path).expanduser()
+        path = at_home(data.path)
         if path.is_dir():
             parquet = find_parquet(path, split=data.split)
             if parquet:

@@ -15,6 +15,7 @@ from marcli.data.images import ImageSet, open_images
 from marcli.data.latents import MANIFEST, LatentCache
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.schema import Recipe
+from marcli.runtime.home import at_home
 
 
 class Source(Protocol):
@@ -68,7 +69,7 @@ class LatentSource:
 
 def cache_folder(recipe: Recipe) -> Path:
     """Where the recipe's latent cache lies or would lie."""
-    return Path(recipe.data.latents).expanduser() if recipe.data.latents else Path("cache") / recipe.name
+    return at_home(recipe.data.latents) if recipe.data.latents else Path("cache") / recipe.name
 
 
 def open_source(recipe: Recipe, *, verify: bool) -> ImageSource | LatentSource:
@@ -136,7 +137,7 @@ def check_images(recipe: Recipe, cache: LatentCache) -> None:
     The listing is compared and nothing is decoded; images that are not on this machine are compared by their name.
     """
     data, cached = recipe.data, cache.manifest["data_path"]
-    if data.path == "digits" or Path(data.path).expanduser().exists():
+    if data.path == "digits" or at_home(data.path).exists():
         same = open_images(data).fingerprint == cache.plan.images
     else:
         same = data.path == cached

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from marcli.errors import MarcliError, UsageError
 from marcli.runtime.atomic import sha256_file
+from marcli.runtime.home import at_home
 
 DINOV2 = "timm:vit_large_patch14_dinov2.lvd142m"
 LARGEST_PIXEL_DIM = 4096
@@ -94,13 +95,13 @@ def build_extractor(
         return pixel_extractor()
     if features == "dinov2" or features.startswith("timm:"):
         return timm_extractor(features, weights=feature_weights, device=device)
-    return torchscript_extractor(Path(features).expanduser(), device=device)
+    return torchscript_extractor(at_home(features), device=device)
 
 
 def check_features(features: str) -> None:
     """Raise UsageError for a name that no extractor has."""
     is_known = features in ("inception", "pixels", "dinov2") or features.startswith("timm:")
-    if not is_known and not Path(features).expanduser().is_file():
+    if not is_known and not at_home(features).is_file():
         raise UsageError(
             f"--features {features!r} is neither inception, dinov2, pixels, timm:NAME nor a TorchScript file that "
             "exists."

@@ -28,6 +28,7 @@ from marcli.data.listing import EXTENSIONS, files_under
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
 from marcli.runtime.atomic import sha256_file
+from marcli.runtime.home import at_home
 
 BAD_ARCHIVE = (ValueError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, zipfile.LargeZipFile)
 SAMPLE_NAME = re.compile(r"\d{6,}\.png")
@@ -59,7 +60,7 @@ def open_pictures(place: str, *, image_size: int | None) -> PictureSource:
     With `image_size`, folders and data sets are cropped as for training; without it, folders are taken as they are.
     Raises UsageError when there is nothing to read.
     """
-    path = Path(place).expanduser()
+    path = at_home(place)
     if path.suffix == ".npz":
         return ArchivePictures(path)
     if path.is_dir():
@@ -175,7 +176,7 @@ class DataSetPictures:
         self.name, self.image_size, self.mixed = data.path, data.image_size, False
         self.fingerprint = self._images.fingerprint
         # That one is the same for a copy elsewhere, so it does not see a file rewritten at equal length.
-        if (path := Path(data.path).expanduser()).exists():
+        if (path := at_home(data.path)).exists():
             files = [Path(file) for file in files_under(path)] if path.is_dir() else [path]
             self.fingerprint = hashlib.sha256(f"{self.fingerprint} {stamp_of(files, path)}".encode()).hexdigest()
 

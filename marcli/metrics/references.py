@@ -34,6 +34,7 @@ from marcli.metrics.statistics import Gaussian, RunningMoments, gaussian_from_fe
 from marcli.recipe.data import Data
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.atomic import atomic_file, sha256_file
+from marcli.runtime.home import at_home
 from marcli.runtime.progress import Progress
 from marcli.runtime.user_cache import user_cache
 
@@ -129,7 +130,7 @@ def open_reference(
     are kept in the user's cache. Raises UsageError for a reference that does not compare.
     """
     if isinstance(place, str) and place.endswith(".npz"):
-        path = Path(place).expanduser()
+        path = at_home(place)
         reference = read_reference(path, extractor, image_size=image_size, processes=processes, workers=workers)
     else:
         is_data = isinstance(place, Data)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from marcli.errors import MarcliError
 from marcli.pretrained.published import DIFFUSERS_FILES, MODELS, TOKENIZERS, HubFile, PublishedModel
+from marcli.runtime.home import at_home
 from marcli.runtime.user_cache import user_cache
 
 log = logging.getLogger("marcli")
@@ -76,7 +77,7 @@ def find_tokenizer_weights(kind: str, weights: str | None) -> Path:
 
 
 def named_weights(weights: str) -> Path:
-    path = Path(weights).expanduser()
+    path = at_home(weights)
     if path.exists():
         return path
     identifier = weights.removeprefix(HUB_PREFIX)

@@ -19,6 +19,7 @@ from marcli.pretrained.hub import HUB_ID, why
 from marcli.recipe.reader import read_recipe, recipe_text
 from marcli.recipe.schema import Recipe
 from marcli.runtime.atomic import sha256_file
+from marcli.runtime.home import at_home
 from marcli.runtime.rundir import RunDir
 
 TOKENIZER_RECORD = "tokenizer.json"
@@ -140,7 +141,7 @@ def tokenizer_files(folder: Path) -> list[Upload]:
     if not (folder / TOKENIZER_RECORD).is_file():
         return []
     record = read_json(folder / TOKENIZER_RECORD)
-    weights = Path(record["weights"]).expanduser() if record.get("weights") else None
+    weights = at_home(record["weights"]) if record.get("weights") else None
     along: list[Upload] = []
     if weights is not None and weights.exists():
         if record.get("weights_note") is None:  # its hash is that of the published file
@@ -198,7 +199,7 @@ def without_local_names(recipe: Recipe) -> Recipe:
 
 
 def is_local(place: str) -> bool:
-    path = Path(place).expanduser()
+    path = at_home(place)
     try:
         return path.is_absolute() or path.exists()
     except OSError:  # a name too long to be one

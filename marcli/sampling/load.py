@@ -24,6 +24,7 @@ from marcli.pretrained.safe import assign_strictly
 from marcli.recipe.reader import read_recipe, recipe_from_text, shipped_recipe
 from marcli.recipe.schema import Recipe
 from marcli.runtime.atomic import sha256_file
+from marcli.runtime.home import at_home
 from marcli.runtime.rundir import RunDir, newest_run
 from marcli.runtime.seeding import item_seed
 from marcli.runtime.skeleton import NothingDrawn, skeletons
@@ -132,7 +133,7 @@ def find(spec: str, overrides: Sequence[str]) -> Found:
         folder = fetch_shared(spec.removeprefix(HUB_PREFIX))
         check_manifest(folder, spec)
         return find_run(spec, folder, overrides)
-    path = Path(spec).expanduser()
+    path = at_home(spec)
     if path.is_dir():
         return find_run(str(path), path, overrides)
     if (run := run_of_checkpoint(path)) is not None:

@@ -17,6 +17,7 @@ from marcli.pretrained.published import TOKENIZERS
 from marcli.recipe import tokenizer as kinds
 from marcli.recipe.data import Data
 from marcli.recipe.schema import Recipe
+from marcli.runtime.home import at_home
 from marcli.tokenizer.architecture import weights_note
 from marcli.tokenizer.base import Tokenizer
 
@@ -91,7 +92,7 @@ def weights_to_load(folder: Path, kept: str | None, *, named: str | None) -> str
     is_path = kept is not None and Path(kept).is_absolute()
     if kept is not None and not is_path and (folder / kept).exists():  # a shared run brings its autoencoder along
         return str(folder / kept)
-    if named is None or (is_path and not Path(named).expanduser().exists()):
+    if named is None or (is_path and not at_home(named).exists()):
         return kept
     return named
 
@@ -152,7 +153,7 @@ def _autoencoder(section: kinds.Tokenizer, shape: kinds.LatentShape, weights: st
     tokenizer.weights_note = weights_note(path, known)
     if tokenizer.scale is None and (weights is None or tokenizer.weights_note is None):
         tokenizer.scale = PUBLISHED_SCALES.get(section.kind)
-    here = Path(weights).expanduser() if weights else None
+    here = at_home(weights) if weights else None
     tokenizer.weights_source = str(here.resolve()) if here and here.exists() else weights
     return tokenizer
 
