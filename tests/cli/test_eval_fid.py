@@ -101,7 +101,9 @@ def test_statistics_of_a_changed_recipe(tmp_path, measure):
 def test_a_missing_reference_is_noticed_before_a_network_is_loaded(capsys, monkeypatch):
     monkeypatch.setattr(features, "build_extractor", lambda *_, **__: pytest.fail("the network was built"))
     assert run(["eval-fid", "--images", "digits", "--reference", "nope.npz", "--gpus", "0"]) == 2
-    assert capsys.readouterr().err == "error: --reference: there is no file nope.npz.\n"
+    assert capsys.readouterr().err == (
+        "error: --reference: there is no file nope.npz: check the path, or make statistics with --make-stats.\n"
+    )
 
 
 def test_places_that_cannot_be_written_are_noticed_before_anything_is_measured(run_folder, tmp_path, monkeypatch):
