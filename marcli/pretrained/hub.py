@@ -121,16 +121,19 @@ def fetch(file: HubFile, *, place: Path, elsewhere: str) -> Path:
     return checked(path, file)
 
 
-def fetch_shared(identifier: str) -> Path:
+def fetch_shared(identifier: str, *, whole: bool) -> Path:
     """Return the folder of a shared run, `user/name[@revision]`, downloaded where it is not cached or has changed.
 
-    Raises MarcliError when it is neither cached nor reachable, or is not a run.
+    Without `whole` only the recipe is fetched, and the size of the rest is said. Raises MarcliError when it is neither
+    cached nor reachable, or is not a run.
     """
     import huggingface_hub
 
     if not HUB_ID.fullmatch(identifier):
         raise MarcliError(f"hub:{identifier} is not a hub name: write hub:user/name, or hub:user/name@revision.")
     repo, _, revision = identifier.partition("@")
+    needed = {"recipe.yaml", "weights.safetensors"} if whole else {"recipe.yaml"}
+    patterns = list(SHARED_FILES) if whole else ["recipe.yaml"]
     try:
         api = huggingface_hub.HfApi()
         files = api.model_info(repo, revision=revision or None, files_metadata=True).siblings or []
@@ -141,28 +144,29 @@ def fetch_shared(identifier: str) -> Path:
             if not isinstance(
                 huggingface_hub.try_to_load_from_cache(repo, "weights.safetensors", revision=revision or "main"), str
             ):
-                log.warning("Downloading %s: %s.", repo, readable_bytes(size))
-        folder = huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=list(SHARED_FILES))
+                text = "Downloading %s: %s." if whole else "%s would be downloaded: %s."
+                log.warning(text, repo, readable_bytes(size))
+        folder = huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=patterns)
     except Exception as error:  # as above
-        folder = cached_snapshot(repo, revision)
-        if folder is None:
+        folder = cached_snapshot(repo, revision, patterns)
+        if folder is None or not all((Path(folder) / name).is_file() for name in needed):
             raise MarcliError(
                 f"{repo} is not on this machine, and the hub could not give it ({why(error)}): put its folder anywhere "
                 "and name that instead, or set HF_ENDPOINT to a mirror or HF_HOME to a cache that has it."
             ) from error
-        absent = {name for name in ("recipe.yaml", "weights.safetensors") if not (Path(folder) / name).is_file()}
+        absent = set()
     if absent:
         raise MarcliError(f"{repo} is not a run shared by marcli: it has no {' and no '.join(sorted(absent))}.")
     return Path(folder)
 
 
-def cached_snapshot(repo: str, revision: str) -> str | None:
-    """Return the hub cache's folder of a shared run, without the network; None where there is none."""
+def cached_snapshot(repo: str, revision: str, patterns: list[str]) -> str | None:
+    """Return the hub cache's folder with files of a shared run, without the network; None where there is none."""
     import huggingface_hub
 
     try:
         return huggingface_hub.snapshot_download(
-            repo, revision=revision or None, allow_patterns=list(SHARED_FILES), local_files_only=True
+            repo, revision=revision or None, allow_patterns=patterns, local_files_only=True
         )
     except Exception:  # as above
         return None

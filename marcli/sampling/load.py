@@ -83,7 +83,7 @@ def load_system(spec: str | None, *, weights: Weights, overrides: Sequence[str])
 
 
 def name_system(spec: str | None, *, weights: Weights, overrides: Sequence[str]) -> Named:
-    """Return what `load_system` would load, without loading it; a published file is not downloaded for it.
+    """Return what `load_system` would load, without loading it; of what is not here only a recipe is downloaded.
 
     Raises as `load_system` does for what can be known beforehand.
     """
@@ -94,6 +94,9 @@ def name_system(spec: str | None, *, weights: Weights, overrides: Sequence[str])
         log.warning("%s would be downloaded from %s.", model.file.name, model.file.repo)
         recipe = published_recipe(model.recipe, (), UNGUIDED.get(model.recipe, ()), overrides)
         return Named(spec, recipe, weights if weights in model.sets else model.sets[0])
+    if spec.startswith(HUB_PREFIX):
+        folder = fetch_shared(spec.removeprefix(HUB_PREFIX), whole=False)
+        return Named(spec, read_recipe(folder / "recipe.yaml", overrides), weights)
     found = find(spec, overrides)
     return Named(found.name, found.recipe, choose(weights, sets_of(found.weights), found)[0])
 
@@ -130,7 +133,7 @@ def find(spec: str, overrides: Sequence[str]) -> Found:
         path, model = find_model(spec)
         return find_published(spec, path, overrides, note=model.note)
     if spec.startswith(HUB_PREFIX):
-        folder = fetch_shared(spec.removeprefix(HUB_PREFIX))
+        folder = fetch_shared(spec.removeprefix(HUB_PREFIX), whole=True)
         check_manifest(folder, spec)
         return find_run(spec, folder, overrides)
     path = at_home(spec)

@@ -158,26 +158,36 @@ def answer(kind, weights):
 def test_a_shared_run_is_fetched_whole_and_kept(hub: Endpoint, tmp_path: Path) -> None:
     files = {"recipe.yaml": b"name: x", "weights.safetensors": bytes(5000), "tokenizer/tokenizer.json": b"{}"}
     hub.repos["user/run"] = {**files, "huge.bin": bytes(10), "code.py": b"raise SystemExit"}
-    folder, said = ask("hub.fetch_shared('user/run')", tmp_path, endpoint=hub.url)
+    folder, said = ask("hub.fetch_shared('user/run', whole=True)", tmp_path, endpoint=hub.url)
     found = {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
     assert found == set(files)
     assert "Downloading user/run: 5.01 kB (5,009 bytes)." in said
-    again, said = ask("hub.fetch_shared('user/run')", tmp_path, endpoint=hub.url)
+    again, said = ask("hub.fetch_shared('user/run', whole=True)", tmp_path, endpoint=hub.url)
     assert again == folder and "Downloading" not in said
-    without_network, _ = ask("hub.fetch_shared('user/run')", tmp_path, endpoint=NOWHERE)
+    without_network, _ = ask("hub.fetch_shared('user/run', whole=True)", tmp_path, endpoint=NOWHERE)
     assert without_network == folder
     hub.repos["user/run"]["weights.safetensors"] = b"new"
-    changed, _ = ask("hub.fetch_shared('user/run')", tmp_path, endpoint=hub.url)
+    changed, _ = ask("hub.fetch_shared('user/run', whole=True)", tmp_path, endpoint=hub.url)
     assert (Path(changed) / "weights.safetensors").read_bytes() == b"new"
+
+
+def test_of_a_shared_run_the_recipe_alone_is_fetched(hub: Endpoint, tmp_path: Path) -> None:
+    hub.repos["user/run"] = {"recipe.yaml": b"name: x", "weights.safetensors": bytes(5000)}
+    folder, said = ask("hub.fetch_shared('user/run', whole=False)", tmp_path, endpoint=hub.url)
+    assert [path.name for path in Path(folder).iterdir()] == ["recipe.yaml"]
+    assert "user/run would be downloaded: 5.01 kB (5,007 bytes)." in said
+    assert ask("hub.fetch_shared('user/run', whole=False)", tmp_path, endpoint=NOWHERE)[0] == folder
+    answer, _ = ask("hub.fetch_shared('user/run', whole=True)", tmp_path, endpoint=NOWHERE)
+    assert "user/run is not on this machine" in answer
 
 
 def test_what_is_not_a_shared_run_is_said(hub: Endpoint, tmp_path: Path) -> None:
     hub.repos["user/other"] = {"model.bin": b"x"}
-    answer, _ = ask("hub.fetch_shared('user/other')", tmp_path, endpoint=hub.url)
+    answer, _ = ask("hub.fetch_shared('user/other', whole=True)", tmp_path, endpoint=hub.url)
     assert "user/other is not a run shared by marcli: it has no recipe.yaml and no weights.safetensors" in answer
-    answer, _ = ask("hub.fetch_shared('user')", tmp_path, endpoint=hub.url)
+    answer, _ = ask("hub.fetch_shared('user', whole=True)", tmp_path, endpoint=hub.url)
     assert "hub:user is not a hub name" in answer
-    answer, _ = ask("hub.fetch_shared('user/absent')", tmp_path, endpoint=hub.url)
+    answer, _ = ask("hub.fetch_shared('user/absent', whole=True)", tmp_path, endpoint=hub.url)
     assert "no such repository" in answer
 
 
@@ -206,5 +216,5 @@ def answer(weights):
     assert (main, second) == (str(places / "user--autoencoder"), str(places / "user--autoencoder@v2"))
     assert f"put a copy at {places}/user--autoencoder@v3" in third
     assert "there is no such file or folder" in upwards and "there is no such file or folder" in dots
-    answer, _ = ask("hub.fetch_shared('user/run@..')", tmp_path, endpoint=NOWHERE)
+    answer, _ = ask("hub.fetch_shared('user/run@..', whole=True)", tmp_path, endpoint=NOWHERE)
     assert "is not a hub name" in answer

@@ -65,6 +65,16 @@ def test_a_name_without_its_weights_is_the_same(tmp_path: Path, recipe: Recipe) 
         name_system(str(run), weights="ema", overrides=("train.lr=1",))
 
 
+def test_a_shared_run_is_named_by_its_recipe_alone(tmp_path: Path, recipe: Recipe, monkeypatch) -> None:
+    write_recipe(recipe, tmp_path / "recipe.yaml")
+    monkeypatch.setattr(
+        "marcli.sampling.load.fetch_shared",
+        lambda identifier, whole: pytest.fail("the weights were fetched") if whole else tmp_path,
+    )
+    named = name_system("hub:user/run", weights="raw", overrides=())
+    assert (named.name, named.recipe, named.weights) == ("hub:user/run", recipe, "raw")
+
+
 @pytest.mark.parametrize(("weights", "offset"), [("ema", 0.25), ("raw", 0.0)])
 def test_a_run_gives_its_weights_recipe_and_tokenizer(tmp_path: Path, recipe: Recipe, weights, offset) -> None:
     run = make_run(tmp_path / "run", recipe)
@@ -180,7 +190,7 @@ def test_a_file_of_a_checkpoint_is_sent_to_its_run(tmp_path: Path, recipe: Recip
 
 def test_a_shared_run_that_changed_is_refused(tmp_path: Path, recipe: Recipe, monkeypatch) -> None:
     run = make_run(tmp_path / "run", recipe)
-    monkeypatch.setattr("marcli.sampling.load.fetch_shared", lambda identifier: run)
+    monkeypatch.setattr("marcli.sampling.load.fetch_shared", lambda identifier, whole: run)
 
     def refused(manifest: object) -> str:
         (run / "manifest.json").write_text(manifest if isinstance(manifest, str) else json.dumps(manifest))
