@@ -6,16 +6,21 @@ from pydantic import Field
 
 from marcli.recipe.section import Section
 
+# Upper limits are far above any model, so that a slip of the finger is said and no memory is asked for it.
+Width = Annotated[int, Field(ge=8, le=65536)]
+Depth = Annotated[int, Field(ge=1, le=1000)]
+MlpRatio = Annotated[float, Field(gt=0, le=64)]
+
 
 class MaskedBackbone(Section):
     """Bidirectional encoder-decoder over known and hidden tokens (MAR, MAE)."""
 
     kind: Literal["masked"]
-    width: int = Field(ge=8, description="channels of every block")
-    encoder_depth: int = Field(ge=1, description="blocks that see the known tokens only")
-    decoder_depth: int = Field(ge=1, description="blocks that see known and mask tokens")
+    width: Width = Field(description="channels of every block")
+    encoder_depth: Depth = Field(description="blocks that see the known tokens only")
+    decoder_depth: Depth = Field(description="blocks that see known and mask tokens")
     heads: int = Field(ge=1, description="attention heads; divides the width")
-    mlp_ratio: float = Field(default=4.0, gt=0, description="hidden width of a block's MLP over its width")
+    mlp_ratio: MlpRatio = Field(default=4.0, description="hidden width of a block's MLP over its width")
     buffer_size: int = Field(default=64, ge=1, description="class tokens put before the encoder's sequence")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout of attention and projections")
     mask_ratio_min: float = Field(default=0.7, gt=0, le=1, description="smallest share of hidden tokens in training")
@@ -28,10 +33,10 @@ class CausalBackbone(Section):
     """GPT-style stack: each token sees those before it in the order (AR)."""
 
     kind: Literal["causal"]
-    width: int = Field(ge=8, description="channels of every block")
-    depth: int = Field(ge=1, description="number of blocks")
+    width: Width = Field(description="channels of every block")
+    depth: Depth = Field(description="number of blocks")
     heads: int = Field(ge=1, description="attention heads; divides the width")
-    mlp_ratio: float = Field(default=4.0, gt=0, description="hidden width of a block's MLP over its width")
+    mlp_ratio: MlpRatio = Field(default=4.0, description="hidden width of a block's MLP over its width")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout of attention and projections")
 
 
@@ -39,8 +44,8 @@ class DiTBackbone(Section):
     """Diffusion transformer: one denoiser for the whole grid of latents, no order and no head."""
 
     kind: Literal["dit"]
-    width: int = Field(ge=8, description="channels of every block")
-    depth: int = Field(ge=1, description="number of blocks")
+    width: Width = Field(description="channels of every block")
+    depth: Depth = Field(description="number of blocks")
     heads: int = Field(ge=1, description="attention heads; divides the width")
     schedule: Literal["linear", "cosine"] = Field(default="linear", description="noise schedule of 1,000 steps")
     guidance_channels: int | None = Field(
@@ -52,8 +57,8 @@ class DiffusionHead(Section):
     """Denoising MLP trained with the diffusion loss: p(token | z) over continuous tokens."""
 
     kind: Literal["diffusion"]
-    width: int = Field(ge=8, description="channels of every residual block")
-    depth: int = Field(ge=1, description="residual blocks")
+    width: Width = Field(description="channels of every residual block")
+    depth: Depth = Field(description="residual blocks")
     schedule: Literal["cosine", "linear"] = Field(default="cosine", description="noise schedule of 1,000 steps")
     noise_draws: int = Field(default=4, ge=1, description="timesteps drawn per token for the same z in training")
 
