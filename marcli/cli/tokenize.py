@@ -8,7 +8,7 @@ import typer
 
 from marcli.cli.options import AsJson, Gpus, Precision
 from marcli.cli.output import print_intent, print_result
-from marcli.errors import UsageError
+from marcli.errors import MarcliError, UsageError
 from marcli.runtime.writable import check_place
 
 if TYPE_CHECKING:
@@ -193,6 +193,11 @@ def judge(
             for pixels, _ in images.batches(batch_size, indices=chosen):
                 yield pixels
                 progress.advance(len(pixels))
+            if progress.done == 0:
+                raise MarcliError(
+                    f"{len(chosen)} of the {len(images):,} images in {data.path!r} were chosen, and none of these can "
+                    "be read: give a larger --num"
+                )
 
         trip, returned = measure_round_trip(made, counted(), extractor=extractor, device=team.device, keep=SHOWN)
     return name, trip, returned, made.weights_note

@@ -81,6 +81,13 @@ def test_kl16_with_other_weights_says_so_and_a_broken_picture_is_named(photos, t
     assert width == pytest.approx(2 * height, rel=0.1)  # four pictures, two rows
 
 
+def test_few_pictures_that_are_all_broken_are_not_all_there_are(photos, tmp_path, capsys) -> None:
+    (photos / "0.png").write_bytes(b"no picture")
+    given = ["tokenize", str(photos), "--tokenizer", "pixels", "--num", "1", "--out", str(tmp_path / "out")]
+    assert run([*given, "--gpus", "0"]) == 1
+    assert "1 of the 5 images in" in (said := capsys.readouterr().err) and "give a larger --num" in said
+
+
 def test_a_dry_run_says_settings_pictures_and_places_and_writes_nothing(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     code, record, text = tokenize(capsys, "digits", "--tokenizer", "kmeans", "--tokenizer", "pixels", "--dry-run")
