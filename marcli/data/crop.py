@@ -17,6 +17,9 @@ from PIL import Image, UnidentifiedImageError
 
 PIXEL_LIMIT = 89_478_485  # Pillow warns from here on; a 64-bit RGB picture of that size is 256 MiB
 LONGEST = 64  # long side over short side
+BROKEN = (  # what Pillow's readers raise when a file makes no sense
+    OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, RuntimeError, AttributeError
+)  # fmt: skip
 
 
 class BrokenImageError(Exception):
@@ -50,7 +53,7 @@ def decode_square(encoded: bytes | Path, *, image_size: int, channels: int) -> n
         raise BrokenImageError("not an image file that Pillow knows") from None
     except Image.DecompressionBombError:
         raise BrokenImageError(f"more pixels than the limit of {PIXEL_LIMIT:,}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, RuntimeError) as error:
+    except BROKEN as error:
         if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have none
             raise
         raise BrokenImageError(str(error) or type(error).__name__) from None
@@ -73,7 +76,7 @@ def picture_size(encoded: bytes | Path) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
             return min(image.size), 1 if image.mode in ("1", "L") or image.mode.startswith("I") else 3
-    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+    except (*BROKEN, Image.DecompressionBombError) as error:
         raise BrokenImageError(str(error)) from None
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from marcli.data import crop
-from marcli.data.crop import BrokenImageError, center_crop, decode_square
+from marcli.data.crop import BrokenImageError, center_crop, decode_square, picture_size
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -110,6 +110,15 @@ def test_a_damaged_avif_has_a_reason() -> None:
     damaged = encoded(noise(64, 64), "AVIF").replace(b"iloc", b"none")
     with pytest.raises(BrokenImageError, match="Failed to decode"):
         decode_square(damaged, image_size=8, channels=3)
+
+
+def test_a_reader_that_lacks_a_word_has_a_reason() -> None:
+    content = bytearray(encoded(Image.new("F", (8, 8)), "SPIDER"))
+    content[104:108] = np.array(1, dtype="<f4").tobytes()  # one of a stack that is not there: Pillow's AttributeError
+    with pytest.raises(BrokenImageError, match="stkoffset"):
+        decode_square(bytes(content), image_size=8, channels=3)
+    with pytest.raises(BrokenImageError, match="stkoffset"):
+        picture_size(bytes(content))
 
 
 def test_a_missing_file_has_a_reason(tmp_path) -> None:
