@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from marcli.bench.cost import plain_cost
+from marcli.bench.points import family_of
+from marcli.bench.training_cost import training_cost
 from marcli.model.build import build_model
+from marcli.pretrained.card import described
 from marcli.recipe import model as kinds
 from marcli.recipe.complaints import kind_of, sections_in
 from marcli.recipe.reader import read_recipe, recipe_folder
 from marcli.runtime.skeleton import skeletons
+from tests.model.tiny import COMBINATIONS
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "marcli").rglob("*.py"))
@@ -127,12 +132,14 @@ def test_no_drawers_for_odds_and_ends() -> None:
 
 @pytest.mark.parametrize("axis", ["head", "backbone"])
 def test_a_new_kind_is_complete(axis: str) -> None:
-    """A new head or backbone: one class in the schema, one file, one case in build, one debug recipe."""
+    """A new head or backbone: one class in the recipe, one file, one case in build and in the bench's cost, one debug
+    recipe, and a place among the combinations that the engines are tested with."""
     kinds_in_schema = {kind for section in sections_in(getattr(kinds, axis.title())) for kind in kind_of(section)}
     files = {path.stem for path in (ROOT / "marcli" / "model" / axis).glob("*.py")} - {"__init__", "base", "denoiser"}
     recipes = {path.stem.removeprefix(f"{axis}_") for path in (recipe_folder() / "debug").glob(f"{axis}_*.yaml")}
     assert files == kinds_in_schema
     assert recipes == kinds_in_schema
+    assert {kind for combination in COMBINATIONS for kind in combination} >= kinds_in_schema
     for kind in kinds_in_schema:
         recipe = read_recipe(recipe_folder() / "debug" / f"{axis}_{kind}.yaml", [])
         assert getattr(recipe.model, axis).kind == kind
@@ -140,3 +147,5 @@ def test_a_new_kind_is_complete(axis: str) -> None:
             model = build_model(recipe)
         built = getattr(model, axis, model)  # a DiT is its own model
         assert type(built).__module__ == f"marcli.model.{axis}.{kind}"
+        assert plain_cost(recipe, batch_size=1).flops > 0 and training_cost(recipe).flops > 0
+        assert family_of(recipe) and described(recipe)

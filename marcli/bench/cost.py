@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import assert_never
 
 from marcli.bench.autoencoder_cost import tokenizer_work
-from marcli.recipe.model import CausalBackbone, CrossEntropyHead, DiffusionHead, DiTBackbone, MaskedBackbone
+from marcli.recipe.model import CausalBackbone, CrossEntropyHead, DiffusionHead, DiTBackbone, L2Head, MaskedBackbone
 from marcli.recipe.schema import Recipe
 
 TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding, in the diffusion head and in a DiT
@@ -105,8 +106,10 @@ def head_parameters(recipe: Recipe) -> dict[str, int]:
             }
         case CrossEntropyHead():
             return {"logits": width * (recipe.latent.codebook_size or 0)}
-        case _:
+        case L2Head():
             return {"regression": width * dim}
+        case _:
+            assert_never(head)
 
 
 def published_cost(recipe: Recipe) -> Cost:
@@ -189,7 +192,7 @@ def causal_sampling(recipe: Recipe) -> dict[str, Component]:
 def head_sampling(recipe: Recipe, *, rows: int, steps: int) -> dict[str, Component]:
     """The head on `rows` tokens per image, spread over `steps` AR steps."""
     passes = 1
-    if isinstance(recipe.model.head, DiffusionHead):
+    if recipe.denoises:
         passes = denoising_steps(recipe.sample.diffusion_steps, recipe.sample.max_timestep)
     return {
         f"head/{name}": Component(2.0 * parameters * rows * passes, parameters, steps * passes)

@@ -177,7 +177,7 @@ def applies(recipe: Recipe, key: str) -> bool:
     if key == "kv_cache":
         return isinstance(backbone, CausalBackbone)
     if key in OF_DIFFUSION:
-        return is_dit or isinstance(head, DiffusionHead)
+        return recipe.denoises
     if key in SWITCHES:
         return obstacle(recipe, key.removeprefix("approximate.")) is None
     if key == "temperature":

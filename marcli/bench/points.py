@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from marcli.bench.plan import Variant
 from marcli.recipe.approximate import departures, set_by, switched_on
-from marcli.recipe.model import CausalBackbone, CrossEntropyHead, DiffusionHead, DiTBackbone
+from marcli.recipe.model import CausalBackbone, DiTBackbone
 from marcli.recipe.sample import Sample
 from marcli.recipe.schema import Recipe
 
@@ -116,13 +116,7 @@ def family_of(recipe: Recipe) -> str:
     if isinstance(recipe.model.backbone, DiTBackbone):
         return "DiT"
     backbone = "AR" if isinstance(recipe.model.backbone, CausalBackbone) else "MAR"
-    match recipe.model.head:
-        case DiffusionHead():
-            return f"{backbone} Diff Loss"
-        case CrossEntropyHead():
-            return f"{backbone} CrossEnt"
-        case _:
-            return f"{backbone} L2"
+    return f"{backbone} {recipe.model.head.loss_in_tables}"
 
 
 def point_of(
@@ -170,8 +164,7 @@ def described(variant: Variant) -> str:
 
 def diffusion_steps_of(recipe: Recipe) -> int | None:
     """Diffusion steps of a token, or of a DiT; None for a head without any."""
-    denoises = isinstance(recipe.model.backbone, DiTBackbone) or isinstance(recipe.model.head, DiffusionHead)
-    return recipe.sample.diffusion_steps if denoises else None
+    return recipe.sample.diffusion_steps if recipe.denoises else None
 
 
 def unusual_settings(sample: Sample) -> tuple[tuple[str, float | bool | str | None], ...]:

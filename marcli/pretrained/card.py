@@ -53,11 +53,13 @@ def model_card(
 def described(recipe: Recipe) -> str:
     """One sentence on what kind of model this is."""
     model = recipe.model
-    backbone = {"masked": "A masked autoregressive transformer (MAR)", "causal": "A causal transformer (AR)"}.get(
-        model.backbone.kind, "A diffusion transformer (DiT)"
-    )
-    heads = {"diffusion": "the diffusion loss", "cross_entropy": "cross-entropy", "l2": "a squared loss"}
-    head = f", with {heads[model.head.kind]} on its tokens," if model.head is not None else ""
+    backbones = {
+        "masked": "A masked autoregressive transformer (MAR)",
+        "causal": "A causal transformer (AR)",
+        "dit": "A diffusion transformer (DiT)",
+    }
+    backbone = backbones[model.backbone.kind]
+    head = f", with {model.head.loss} on its tokens," if model.head is not None else ""
     order = f" in {recipe.order} order" if recipe.order else ""
     size = recipe.data.image_size
     return (

@@ -1,6 +1,6 @@
 """`model:` - tokens, backbone, order and head. Every system of the paper is one combination."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -57,6 +57,8 @@ class DiffusionHead(Section):
     """Denoising MLP trained with the diffusion loss: p(token | z) over continuous tokens."""
 
     kind: Literal["diffusion"]
+    loss: ClassVar[str] = "the diffusion loss"  # as sentences call it
+    loss_in_tables: ClassVar[str] = "Diff Loss"  # as Table 1 calls it
     width: Width = Field(description="channels of every residual block")
     depth: Depth = Field(description="residual blocks")
     schedule: Literal["cosine", "linear"] = Field(default="cosine", description="noise schedule of 1,000 steps")
@@ -67,12 +69,16 @@ class CrossEntropyHead(Section):
     """A linear layer over the codebook, trained with cross-entropy."""
 
     kind: Literal["cross_entropy"]
+    loss: ClassVar[str] = "cross-entropy"
+    loss_in_tables: ClassVar[str] = "CrossEnt"
 
 
 class L2Head(Section):
     """A linear layer that regresses the token: the paper's negative control (Appendix D)."""
 
     kind: Literal["l2"]
+    loss: ClassVar[str] = "a squared loss"
+    loss_in_tables: ClassVar[str] = "L2"
 
 
 Backbone = Annotated[MaskedBackbone | CausalBackbone | DiTBackbone, Field(discriminator="kind")]

@@ -76,6 +76,11 @@ class Recipe(Section):
             case MaskedBackbone():
                 return self.sample.steps or min(64, self.num_tokens)
 
+    @property
+    def denoises(self) -> bool:
+        """Whether tokens, or the whole grid of a DiT, are sampled in `sample.diffusion_steps` steps."""
+        return isinstance(self.model.backbone, DiTBackbone) or isinstance(self.model.head, DiffusionHead)
+
     @model_validator(mode="after")
     def _combination_exists(self) -> "Recipe":
         check_geometry(self)

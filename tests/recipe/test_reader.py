@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from marcli.errors import UsageError
+from marcli.recipe.complaints import kind_of, sections_in
+from marcli.recipe.model import Head
 from marcli.recipe.reader import merge, parse_overrides, read_recipe, read_tokenizer, shipped_recipe, write_recipe
 from marcli.recipe.yaml_text import dump_yaml, parse_scalar, parse_yaml
+
+HEADS = ", ".join(repr(kind) for section in sections_in(Head) for kind in kind_of(section))
 
 BASE = """
 name: base
@@ -165,7 +169,7 @@ def test_overrides_are_typed() -> None:
         ("model.head.wdth=3", "did you mean model.head.width?"),
         ("model.backbone.depth=3", "only goes with model.backbone.kind 'causal' or 'dit'"),
         ("tokenizer.codebook_size=3", "tokenizer.codebook_size only goes with tokenizer.kind 'kmeans'"),
-        ("model.head.kind=difusion", "model.head.kind is 'difusion': choose 'diffusion', 'cross_entropy', 'l2'"),
+        ("model.head.kind=difusion", f"model.head.kind is 'difusion': choose {HEADS}"),
         ("model.head.width=abc", "model.head.width must be a whole number, not 'abc'"),
         ("model.head.width=4", "model.head.width must be at least 8, not 4"),
         ("model.head.width=10000000", "model.head.width must be at most 65536, not 10000000"),
@@ -205,7 +209,7 @@ def test_missing_key_says_what_it_means(base: Path) -> None:
     with pytest.raises(UsageError, match=r"train\.lr is missing \(peak learning rate of AdamW\): add it"):
         read_recipe(base, [])
     base.write_text(BASE.replace("kind: diffusion, ", ""))
-    with pytest.raises(UsageError, match=r"model\.head\.kind is missing: choose 'diffusion', 'cross_entropy', 'l2'"):
+    with pytest.raises(UsageError, match=rf"model\.head\.kind is missing: choose {HEADS}"):
         read_recipe(base, [])
 
 
