@@ -14,7 +14,7 @@ from marcli.model.grid import to_tokens
 from marcli.model.head.base import Draws, Head
 from marcli.model.layers.attention import KeyValueCache
 from marcli.model.layers.embed import embedding, initialize, take
-from marcli.model.order import draw_mask_ratio, random_order, raster_order
+from marcli.model.order import draw_mask_ratio, draw_order
 
 
 class AutoregressiveModel(nn.Module):
@@ -31,16 +31,19 @@ class AutoregressiveModel(nn.Module):
         num_classes: int,
         width: int,
         label_drop: float,
-        random: bool,
+        order: str,
         mask_ratio: tuple[float, float] | None,
     ) -> None:
-        """`mask_ratio` is (smallest, std) of the hidden share; None hides every token (causal)."""
+        """`order` is a name that `draw_order` knows.
+
+        `mask_ratio` is (smallest, std) of the hidden share; None hides every token (causal).
+        """
         super().__init__()
         self.num_tokens = num_tokens
         self.token_dim = token_dim
         self.patch_size = patch_size
         self.label_drop = label_drop
-        self.random = random
+        self.order = order
         self.mask_ratio = mask_ratio
         self.class_embed = nn.Embedding(num_classes, width)
         self.null_class = embedding(1, width)
@@ -67,7 +70,7 @@ class AutoregressiveModel(nn.Module):
 
     def draw_order(self, generator: Generator) -> Int[Tensor, " tokens"]:
         """The order in which one image's tokens are revealed."""
-        return random_order(generator, self.num_tokens) if self.random else raster_order(self.num_tokens)
+        return draw_order(self.order, generator, self.num_tokens)
 
     def condition(
         self, labels: Int[Tensor, " batch"], dropped: Bool[Tensor, " batch"] | None = None

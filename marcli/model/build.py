@@ -31,7 +31,7 @@ def build_model(recipe: Recipe) -> nn.Module:
         num_classes=recipe.data.num_classes,
         width=recipe.model.backbone.width,
         label_drop=recipe.train.label_drop,
-        random=recipe.order != "raster",
+        order=recipe.order,
         mask_ratio=mask_ratio,
     )
 

@@ -11,6 +11,19 @@ from jaxtyping import Int
 from torch import Generator, Tensor
 
 
+def draw_order(name: str, generator: Generator, num_tokens: int) -> Int[Tensor, " tokens"]:
+    """The order called `name`, a value of the recipe's `model.order`; raises ValueError for any other.
+
+    "confidence" decides while codes are generated which are revealed; the order drawn here is only where they stand.
+    """
+    match name:
+        case "random" | "confidence":
+            return random_order(generator, num_tokens)
+        case "raster":
+            return raster_order(num_tokens)
+    raise ValueError(f"there is no order {name!r}")
+
+
 def random_order(generator: Generator, num_tokens: int) -> Int[Tensor, " tokens"]:
     """A uniformly random order of all positions."""
     return torch.randperm(num_tokens, generator=generator)

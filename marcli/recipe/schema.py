@@ -141,7 +141,7 @@ def check_head(recipe: Recipe) -> None:
 
 
 def check_order(recipe: Recipe) -> None:
-    """Confidence needs a masked backbone and codes; raster is for causal; raises ValueError."""
+    """A DiT has no order, and confidence needs a masked backbone and codes; raises ValueError."""
     order, backbone, head = recipe.model.order, recipe.model.backbone, recipe.model.head
     if order is not None and isinstance(backbone, DiTBackbone):
         raise ValueError("model.order has no meaning for model.backbone.kind 'dit': leave it out")

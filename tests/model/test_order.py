@@ -1,13 +1,19 @@
 """Orders, mask ratios and reveal counts against closed forms and published counts."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from marcli.model.order import draw_mask_ratio, random_order, reveal_counts
+from marcli.model.order import draw_mask_ratio, draw_order, random_order, reveal_counts
+from marcli.recipe.model import Model
+from tests.model.tiny import COMBINATIONS
+
+names, _ = get_args(Model.model_fields["order"].annotation)
+ORDERS = get_args(names)
 
 
 @pytest.mark.parametrize(("steps", "largest"), [(32, 13), (64, 7), (128, 4), (256, 1)])
@@ -21,6 +27,17 @@ def test_published_counts_of_eight_and_sixteen_steps():
     assert reveal_counts(256, 8) == [5, 15, 24, 31, 39, 45, 48, 49]
     assert reveal_counts(256, 16)[:4] == [2, 3, 7, 8] and reveal_counts(256, 16)[-1] == 25
     assert reveal_counts(256, 64)[-5:] == [6, 7, 6, 6, 6]
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_every_order_of_the_recipe_reveals_each_token_once(name):
+    assert sorted(draw_order(name, torch.Generator().manual_seed(0), 16).tolist()) == list(range(16))
+    assert any(order == name for _, order, _ in COMBINATIONS), "no engine is tested with it"
+
+
+def test_an_unknown_order_is_never_taken_for_another():
+    with pytest.raises(ValueError, match="'spiral'"):
+        draw_order("spiral", torch.Generator(), 16)
 
 
 @pytest.mark.parametrize("steps", [0, 17])

@@ -86,7 +86,7 @@ def build(pair: Pair) -> AutoregressiveModel:
         num_classes=config["class_num"],
         width=width,
         label_drop=0.1,
-        random=True,
+        order="random",
         mask_ratio=(0.7, 0.25),
     )
     weights = fill(pair.facts["state_dict"])
