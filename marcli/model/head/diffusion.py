@@ -6,9 +6,9 @@ from torch import Generator, Tensor
 
 from marcli.model.head.base import Draws, Head, HeadSampling
 from marcli.model.head.denoiser import DenoisingMLP
-from marcli.model.process.gaussian import GaussianProcess, diffuse, full_process
+from marcli.model.process.gaussian import diffuse, full_process
 from marcli.model.process.losses import diffusion_loss
-from marcli.model.process.solvers import make_solver, process_for, solver_steps
+from marcli.model.process.solvers import make_solver, num_draws, process_for, solver_steps
 
 
 class DiffusionHead(Head):
@@ -44,7 +44,8 @@ class DiffusionHead(Head):
         self, generator: Generator, num_tokens: int, num_steps: int, settings: HeadSampling
     ) -> Float[Tensor, "tokens draws dim"]:
         """Starting noise, then one draw per reverse step, for every token."""
-        return torch.randn(num_tokens, 1 + num_draws(self.process, settings), self.token_dim, generator=generator)
+        draws = num_draws(settings.solver, self.process, settings.diffusion_steps, settings.max_timestep)
+        return torch.randn(num_tokens, 1 + draws, self.token_dim, generator=generator)
 
     def sample(
         self,
@@ -73,10 +74,3 @@ class DiffusionHead(Head):
                 eps = eps_null + guidance * (eps - eps_null)
             x = solver.step(step, x, eps, variance, noise[:, :, i + 1])
         return x
-
-
-def num_draws(process: GaussianProcess, settings: HeadSampling) -> int:
-    """Draws of noise that the reverse process has for each token."""
-    if settings.solver == "dpm++2m":
-        return settings.diffusion_steps  # its distinct timesteps may be more where fewer are asked for
-    return len(process_for(settings.solver, process, settings.diffusion_steps, settings.max_timestep))

@@ -1,4 +1,8 @@
-"""Solvers of the reverse process: the paper's ancestral sampling, and two of its probability flow ODE.
+"""Solvers of the reverse process: the paper's ancestral sampling, and two that follow its probability-flow ODE.
+
+A new solver gets a name in the recipe (`sample.approximate.solver`), a case in the functions at the end of this file,
+and its constants in `marcli/sampling/engine/update.py`. It must need one network call per step, since the loops around
+it make one; Heun's method, which needs two, does not fit.
 
 An ODE step is x_{t-1} = a x + b x0 + c (x0 - previous x0). DDIM (2010.02502, eta = 0) has c = 0; DPM-Solver++ 2M
 (2211.01095, algorithm 2) extrapolates x0 in half log-SNR with c. Both end at x0 itself and use no noise after the
@@ -102,6 +106,16 @@ def process_for(solver: str, process: GaussianProcess, num_steps: int, max_times
     targets = torch.linspace(snr[max_timestep].item(), snr[0].item(), num_steps, dtype=snr.dtype)
     nearest = (snr[: max_timestep + 1] - targets.unsqueeze(1)).abs().argmin(1)
     return keep(process, set(nearest.tolist()))
+
+
+def num_draws(solver: str, process: GaussianProcess, num_steps: int, max_timestep: int) -> int:
+    """How many draws of noise a token needs, beside its starting noise, for `num_steps` steps of a solver or fewer.
+
+    A solver that adds no noise has draws as well; it leaves them unused.
+    """
+    if solver == "dpm++2m":
+        return num_steps  # its distinct timesteps may be more where fewer are asked for
+    return len(process_for(solver, process, num_steps, max_timestep))
 
 
 @cache

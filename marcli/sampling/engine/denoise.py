@@ -13,10 +13,10 @@ from torch import Generator, Tensor, nn
 
 from marcli.model.head.base import Head, HeadSampling
 from marcli.model.head.denoiser import DenoisingMLP, ResidualBlock
-from marcli.model.head.diffusion import DiffusionHead, num_draws
+from marcli.model.head.diffusion import DiffusionHead
 from marcli.model.layers.block import NORM_EPS
 from marcli.model.process.gaussian import GaussianProcess
-from marcli.model.process.solvers import make_solver, process_for
+from marcli.model.process.solvers import make_solver, num_draws, process_for
 from marcli.sampling.engine.linear import PackedLinear, packed
 from marcli.sampling.engine.update import MergedStep, Update, merged_steps
 
@@ -43,7 +43,8 @@ class FastDiffusionHead(Head):
         self, generator: Generator, num_tokens: int, num_steps: int, settings: HeadSampling
     ) -> Float[Tensor, "tokens draws dim"]:
         """The plain head's tape."""
-        return torch.randn(num_tokens, 1 + num_draws(self.process, settings), self.token_dim, generator=generator)
+        draws = num_draws(settings.solver, self.process, settings.diffusion_steps, settings.max_timestep)
+        return torch.randn(num_tokens, 1 + draws, self.token_dim, generator=generator)
 
     def sample(
         self,
