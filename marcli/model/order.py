@@ -64,6 +64,6 @@ def reveal_counts(num_tokens: int, num_steps: int) -> list[int]:
 
 
 def hidden_after(step: int, num_tokens: int, num_steps: int, hidden: int) -> int:
-    """Tokens still hidden after `step`, the cosine rule's way: never below 1, not even at the last step."""
+    """Tokens that the cosine rule leaves hidden after `step`, `hidden` before it: at least 1, even at the last step."""
     cosine = math.floor(num_tokens * math.cos(math.pi / 2 * (step + 1) / num_steps))
     return max(1, min(hidden - 1, cosine))

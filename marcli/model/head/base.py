@@ -21,7 +21,10 @@ class HeadSampling:
     guidance_refresh: int = 1  # diffusion steps from one run of the unconditional half to the next
 
     def runs_both(self, num_steps: int) -> list[bool]:
-        """Whether the unconditional half runs too: at every so manieth diffusion step, the first and the last."""
+        """Whether the unconditional half runs too, step by step.
+
+        It does at the first diffusion step, at the last, and at every `guidance_refresh`-th counted back from the last.
+        """
         return [i == 0 or (num_steps - 1 - i) % self.guidance_refresh == 0 for i in range(num_steps)]
 
 
@@ -43,7 +46,10 @@ class Head(nn.Module):
     def noise(
         self, generator: Generator, num_tokens: int, num_steps: int, settings: HeadSampling
     ) -> Float[Tensor, "tokens draws dim"]:
-        """The noise tape of one image: what each token consumes when it is revealed."""
+        """The noise tape of one image: what each token consumes when it is revealed.
+
+        `num_steps` are AR steps; under confidence order a token can be drawn at every one of them.
+        """
         raise NotImplementedError
 
     def sample(
@@ -54,5 +60,9 @@ class Head(nn.Module):
         noise: Float[Tensor, "batch wanted draws dim"],
         settings: HeadSampling,
     ) -> Shaped[Tensor, "batch wanted dim"]:
-        """Draw tokens from p(token | z), guided away from `z_null` when it is given."""
+        """Draw tokens from p(token | z), guided away from `z_null` when it is given.
+
+        `guidance` 1 is the conditional distribution, more extrapolates away from the unconditional one. `noise` has the
+        rows of the tape that belong to these tokens.
+        """
         raise NotImplementedError

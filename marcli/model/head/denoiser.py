@@ -1,4 +1,4 @@
-"""The denoising MLP: residual blocks modulated by AdaLN from the timestep and z (section 3.2, figure 6)."""
+"""The denoising MLP: residual blocks modulated by AdaLN from the timestep and z (section 4.1)."""
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int

@@ -1,1 +1,1 @@
-"""Attention, MLPs, norms and embeddings shared by the backbones."""
+"""Attention, MLPs, norms and embeddings shared by backbones and heads."""

@@ -1,4 +1,4 @@
-"""The pre-norm transformer block of ViT (2010.11929), shared by every backbone."""
+"""The pre-norm transformer block of ViT (2010.11929), shared by the masked and the causal backbone."""
 
 import torch.nn.functional as F
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""Embeddings of timesteps and tokens, and the initialisation every backbone shares."""
+"""Embeddings of timesteps, tokens and positions, and the initialisation that backbones and simple heads share."""
 
 import math
 
@@ -21,11 +21,11 @@ class TimestepEmbedding(nn.Module):
         self.fc2 = nn.Linear(width, width)
 
     def forward(self, t: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows width"]:
-        """Embed timesteps in 0..999; where they are more than that, each is computed once and looked up."""
+        """Embed timesteps in 0..999; for more than 1,000 at once, a table of all of them is computed and looked up."""
         if t.numel() <= NUM_TIMESTEPS:
             return self.embed(t)
         table = self.embed(torch.arange(NUM_TIMESTEPS, device=t.device))
-        return F.embedding(t, table.float())  # in fp32, for the gradients of equal timesteps are summed
+        return F.embedding(t, table.float())  # in fp32, since the gradients of equal timesteps are summed
 
     def embed(self, t: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows width"]:
         """The MLP itself."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from marcli.model.process.gaussian import GaussianProcess
 
-GREY_LEVEL = 1.0 / 255.0
+HALF_GREY_LEVEL = 1.0 / 255.0  # of 256 levels in [-1, 1]
 
 
 def diffusion_loss(
@@ -56,10 +56,10 @@ def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2
 
 
 def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """Log-probability, in nats, of the bin of two grey levels' half-width around x in [-1, 1] (DDPM, eq. 13)."""
+    """Log-probability, in nats, of the bin one grey level wide around x in [-1, 1] (DDPM, eq. 13)."""
     centred, inverse_std = x - mean, (-log_std).exp()
-    below = normal_cdf(inverse_std * (centred - GREY_LEVEL))
-    above = normal_cdf(inverse_std * (centred + GREY_LEVEL))
+    below = normal_cdf(inverse_std * (centred - HALF_GREY_LEVEL))
+    above = normal_cdf(inverse_std * (centred + HALF_GREY_LEVEL))
     inside = log_clamped(above - below)
     return torch.where(x < -0.999, log_clamped(above), torch.where(x > 0.999, log_clamped(1.0 - below), inside))
 
