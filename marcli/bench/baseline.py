@@ -1,4 +1,4 @@
-"""The regression gate: today's numbers against a `bench.json` of before.
+"""The regression gate: today's numbers against an earlier `bench.json`.
 
 Special: it refuses to compare what is not comparable (another machine, precision, batch size or number of images)
 instead of calling it a regression.

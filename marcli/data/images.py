@@ -93,7 +93,7 @@ class ImageSet:
             raise
 
     def _decode(self, index: int) -> np.ndarray:
-        """Decode a picture; an error of disk or memory passes or ends the work, for it must not change the data."""
+        """Decode a picture; a failing disk or memory is tried again, then ends the work: the data must not change."""
         for seconds in SECONDS_BEFORE_A_TRY:
             time.sleep(seconds)
             try:

@@ -1,4 +1,4 @@
-"""The files under a folder; imports nothing heavy, for `sample` lists pictures too and shall start quickly."""
+"""The files under a folder; imports nothing heavy, since `sample` lists pictures too and should start quickly."""
 
 import os
 from collections.abc import Container, Iterator

@@ -27,7 +27,7 @@ class Approximate(Section):
     )
     solver: Literal["ancestral", "ddim", "dpm++2m"] = Field(
         default="ancestral",
-        description="reverse process: the paper's, or one of its ODE, which needs few steps and adds no noise",
+        description="reverse process: the paper's, or a solver of its ODE, which needs few steps and adds no noise",
     )
     guidance_from: float | None = Field(
         default=None, ge=1, description="AR steps with a smaller guidance scale run without the unconditional half"
@@ -35,19 +35,19 @@ class Approximate(Section):
     guidance_refresh: int | None = Field(
         default=None,
         ge=2,
-        description="the unconditional transformer runs at every so manieth AR step; between them its last difference "
+        description="the unconditional transformer runs at every n-th AR step only; in between, its last difference "
         "from the conditional one is used again (LazyMAR)",
     )
     head_guidance_refresh: int | None = Field(
         default=None,
         ge=2,
-        description="the same within the head: its unconditional half runs at every so manieth diffusion step, and "
+        description="the same within the head: its unconditional half runs at every n-th diffusion step, and "
         "always at the first and the last",
     )
     feature_refresh: int | None = Field(
         default=None,
         ge=2,
-        description="the conditional transformer computes every token at every so manieth AR step; between them only "
+        description="the conditional transformer computes every token at every n-th AR step only; in between, just "
         "the new and wanted ones and those that move most, the others keep their features (LazyMAR)",
     )
     order: Literal["checkerboard"] | None = Field(

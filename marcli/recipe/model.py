@@ -49,7 +49,7 @@ class DiTBackbone(Section):
     heads: int = Field(ge=1, description="attention heads; divides the width")
     schedule: Literal["linear", "cosine"] = Field(default="linear", description="noise schedule of 1,000 steps")
     guidance_channels: int | None = Field(
-        default=None, ge=1, description="guide only the first so many latent channels (published DiT: 3); null: all"
+        default=None, ge=1, description="guide only the first n latent channels (published DiT: 3); null: all"
     )
 
 

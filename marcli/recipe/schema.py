@@ -93,7 +93,7 @@ class Recipe(Section):
 
 
 def check_geometry(recipe: Recipe) -> None:
-    """Grid and width must divide, and the tokens be of a number that can be counted through; raises ValueError."""
+    """Grid and width must divide, and there must not be too many tokens; raises ValueError."""
     latent, patch, backbone = recipe.latent, recipe.model.patch_size, recipe.model.backbone
     if latent.size % patch:
         raise ValueError(
@@ -222,7 +222,7 @@ def check_approximations(recipe: Recipe) -> None:
 
 
 def check_training(recipe: Recipe) -> None:
-    """Lengths are given once; raises ValueError."""
+    """The lengths of training and warm-up are given in steps or in epochs, not both; raises ValueError."""
     train = recipe.train
     if (train.steps is None) == (train.epochs is None):
         raise ValueError("give exactly one of train.steps and train.epochs")

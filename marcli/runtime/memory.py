@@ -1,7 +1,8 @@
 """Memory that the C library keeps between training steps.
 
-glibc maps every large array anew and gives it back when it is freed, so each step of a CPU pays again for having
-the same pages zeroed: a quarter of a bf16 training step of MAR-B. Kept, they cost nothing, and the peak is the same.
+glibc asks the system for every large array and gives it back when it is freed, so each step on a CPU pays again for
+having the same pages zeroed: a quarter of a bf16 training step of MAR-B. Kept, they cost nothing, and the peak is the
+same.
 """
 
 import ctypes

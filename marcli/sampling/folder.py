@@ -85,7 +85,10 @@ def finish_folder(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def missing_batches(batches: Sequence[range], folder: Path, *, batch_size: int) -> list[range]:
-    """Micro-batches that have to be made: without all their pictures, or cut, for then `num` decides their company."""
+    """Micro-batches that have to be made: those with a picture missing, and one that `num` cuts short.
+
+    A cut one may hold pictures of a longer one, which were computed among other neighbours.
+    """
     return [
         batch
         for batch in batches

@@ -1,5 +1,6 @@
-"""What a RUN may be called, what to say of a name that is none, and what of it can be changed; without torch, so that a
-dry run answers at once.
+"""What a RUN may be called, what to answer to any other name, and what of it can be changed.
+
+Nothing here imports torch, so that a dry run is quick.
 """
 
 import os

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-# batch -> wanted ratio of fast bf16 to the yardstick, every so manieth AR step timed
+# batch -> wanted ratio of fast bf16 to the yardstick, every n-th AR step timed
 SAMPLING = {1: (20.0, 8), 16: (8.0, 8), 256: (2.5, 16)}
 TRAINING = 2.4
 MOST_MEMORY = 1.2  # times the plain engine's

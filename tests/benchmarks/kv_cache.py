@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--depth", type=int, default=24)
     parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--every", type=int, default=32, help="time recomputing at every so manieth step")
+    parser.add_argument("--every", type=int, default=32, help="time recomputing at every n-th step")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.manual_seed(0)

@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=64, help="AR steps")
     parser.add_argument("--diffusion-steps", type=int, default=100)
-    parser.add_argument("--every", type=int, default=16, help="measure every so manieth AR step; 1: whole generations")
+    parser.add_argument("--every", type=int, default=16, help="measure every n-th AR step; 1: whole generations")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds, after one that is dropped")
     parser.add_argument(
         "--candidates",

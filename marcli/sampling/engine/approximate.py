@@ -1,6 +1,6 @@
 """The generation loop with approximations, over any engine's model: what may differ from one AR step to the next.
 
-- fewer diffusion steps the more tokens are known, for there is less left to decide (DiSA, 2505.20297);
+- fewer diffusion steps the more tokens are known, since less is left to decide (DiSA, 2505.20297);
 - no unconditional half while guidance is weak;
 - an unconditional transformer run only now and then: its difference from the conditional one changes slowly, so
   the last one is added in between (LazyMAR, 2503.12450);

@@ -1,4 +1,6 @@
-"""One colour of the checkerboard first, the other in few AR steps, its neighbours known (after GtR, 2510.17171)."""
+"""One colour of the checkerboard first, then the other in few AR steps, as its neighbours are known (after GtR,
+2510.17171).
+"""
 
 from jaxtyping import Int
 from torch import Tensor

@@ -1,5 +1,5 @@
-"""Compiled code for the parts of the fast engine that are many small kernels: torch.compile, once for all sizes, and
-kernels of our own where that leaves too many.
+"""Compiled code for the parts of the fast engine that consist of many small kernels: torch.compile, once for all
+sizes, and Triton kernels written by hand where that still leaves too many.
 """
 
 import importlib.util
@@ -45,7 +45,7 @@ def compilable(model: nn.Module) -> Iterator[nn.Module]:
 
 
 class FastOrPlain:
-    """A fast function; from its first call on a plain one if that call fails, with one line for all of a kind."""
+    """A fast function, or for good the plain one where its first call fails; one line per kind of function says so."""
 
     told: ClassVar[set[str]] = set()
 

@@ -1,8 +1,8 @@
 """The denoiser's body for one picture: two Triton kernels per residual block instead of four and more.
 
-At the 2 to 16 rows of a single guided picture no kernel has work for a whole GPU, and their number is the time. Here a
-residual block is one product with all that precedes it (norm, modulation) and one with all that follows (gate, sum).
-Every program computes the norms of all rows anew, which is cheaper than another kernel.
+At the 2 to 16 rows of a single guided picture no kernel keeps a whole GPU busy, so the number of kernels decides the
+time. Here a residual block is two of them: one product with all that precedes it (norm, modulation), and one with all
+that follows (gate, sum). Every program recomputes the norms of all rows, which is cheaper than another kernel.
 """
 
 import torch

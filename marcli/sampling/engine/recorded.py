@@ -127,13 +127,16 @@ class RecordedHead(Head):
         noise: Float[Tensor, "batch wanted draws dim"],
         settings: HeadSampling,
     ) -> Float[Tensor, "batch wanted dim"]:
-        """As the head's; the guidance becomes a tensor, for it changes while the recording stays."""
+        """As the head's; the guidance becomes a tensor, since it changes while the recording stays."""
         scale = torch.full((), guidance, device=z.device)
         return self.recorded([z, scale, noise] + ([] if z_null is None else [z_null]), settings)
 
 
 def run_head(head: FastDiffusionHead, tensors: Sequence[Tensor], settings: HeadSampling) -> Tensor:
-    """What is recorded of a head. No method: an engine and its recordings shall leave the GPU with their last user."""
+    """What is recorded of a head.
+
+    Not a method: a recording that refers back to its owner would keep both on the GPU after their last use.
+    """
     z, scale, noise, *null = tensors
     return head.sample(z, null[0] if null else None, scale, noise, settings)
 
@@ -173,7 +176,7 @@ def run_backbone(
     tensors: Sequence[Tensor],
     setting: tuple[int, bool],
 ) -> Tensor:
-    """What is recorded of a backbone; it can run twice, for the length of a cache follows from the known tokens."""
+    """What is recorded of a backbone; it can run twice, since the length of a cache follows from the known tokens."""
     known, order, condition = tensors
     num_wanted, cached = setting
     cache = caches[len(known), condition.dtype] if cached else None

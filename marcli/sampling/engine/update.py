@@ -1,7 +1,7 @@
 """What follows the denoiser's body in a diffusion step: guidance, then the solver's step, in few elementwise products.
 
-The constants of a step are merged in float64 and lie on the device as tensors of one element: for Python floats
-compiled code would be made anew, and a CPU would convert them at every use.
+The constants of a step are merged in float64 and lie on the device as tensors of one element: Python floats would make
+torch.compile start over for each value, and a CPU would convert them at every use.
 """
 
 import math
