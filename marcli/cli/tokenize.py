@@ -68,11 +68,11 @@ def tokenize(
 
     if names is None:
         side, channels = native_size(section)
-        learned = all(part.kind in ("pixels", "kmeans") for part in sections)
+        takes_grey = all(part.kind in ("pixels", "kmeans") for part in sections)
         section = section.model_copy(
             update={
                 "image_size": image_size or largest_side(side, sections),
-                "channels": channels if learned else 3,
+                "channels": channels if takes_grey else 3,
             }
         )
     elif image_size is not None:

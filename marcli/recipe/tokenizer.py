@@ -1,6 +1,6 @@
 """`tokenizer:` - how images become latents. Facts here need no torch: geometry and vocabulary."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 from pydantic import Field
 
@@ -101,6 +101,8 @@ def latent_shape(tokenizer: Tokenizer, image_size: int, image_channels: int) -> 
             channels, stride = 4, 8
         case AutoencoderTokenizer():
             channels, stride = tokenizer.channels, tokenizer.stride
+        case _:
+            assert_never(tokenizer)
     if image_size % stride:
         raise ValueError(
             f"data.image_size is {image_size}, which tokenizer.kind {tokenizer.kind!r} cannot divide: "

@@ -7,12 +7,14 @@ which network made them, so that a cache or a run made with another one can be r
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
+from marcli.data.images import ImageSet
 from marcli.recipe.tokenizer import LatentShape
 
 DISTANCES = 2**26  # to codes at once: 256 MiB
@@ -61,6 +63,15 @@ class Tokenizer(nn.Module):
     def settings(self) -> dict[str, object]:
         """What decides the latents besides the weights."""
         return {"latent": self.shape.model_dump()}
+
+    def fit(self, images: ImageSet, *, seed: int) -> None:
+        """Learn what is learned from the training images, before anything is encoded; by default there is nothing."""
+
+    def save_weights(self, folder: Path) -> None:
+        """Write into `folder` what `fit` learned; by default there is nothing."""
+
+    def load_weights(self, folder: Path) -> None:
+        """Read what `save_weights` wrote; raises MarcliError when it is missing or does not fit."""
 
     def encode(self, images: UInt8[Tensor, "batch c h w"]) -> Shaped[Tensor, "batch rows s s"]:
         """Return cacheable rows, unscaled, of `row_dtype`'s meaning (floats may still be float32)."""

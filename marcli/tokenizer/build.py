@@ -6,6 +6,7 @@ Order of work for a new run: `prepare_tokenizer` (build, learn the codebook, mea
 
 import json
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -40,8 +41,7 @@ def new_tokenizer(
 ) -> Tokenizer:
     """Build a tokenizer and learn its codebook, if it has one; the scale is None unless it is given or published."""
     tokenizer = _build(section, data, saved=None, weights=getattr(section, "weights", None))
-    if hasattr(tokenizer, "fit"):
-        tokenizer.fit(images, seed=seed)
+    tokenizer.fit(images, seed=seed)
     return tokenizer.to(device)
 
 
@@ -100,11 +100,13 @@ def weights_to_load(folder: Path, kept: str | None, *, named: str | None) -> str
 def _build(section: kinds.Tokenizer, data: Data, *, saved: Path | None, weights: str | None) -> Tokenizer:
     """Import and build only the kind that is asked for; diffusers alone takes seconds."""
     shape = kinds.latent_shape(section, data.image_size, data.channels)
-    tokenizer = _small(section, shape, data.channels, saved) or _autoencoder(section, shape, weights)
+    tokenizer = _small(section, shape, data.channels) or _autoencoder(section, shape, weights)
+    if saved is not None:
+        tokenizer.load_weights(saved)
     return tokenizer.eval().requires_grad_(False)
 
 
-def _small(section: kinds.Tokenizer, shape: kinds.LatentShape, channels: int, saved: Path | None) -> Tokenizer | None:
+def _small(section: kinds.Tokenizer, shape: kinds.LatentShape, channels: int) -> Tokenizer | None:
     """Build a tokenizer that fetches no weights; None for other kinds."""
     match section:
         case kinds.PixelsTokenizer():
@@ -114,12 +116,7 @@ def _small(section: kinds.Tokenizer, shape: kinds.LatentShape, channels: int, sa
         case kinds.KMeansTokenizer():
             from marcli.tokenizer.kmeans import KMeansTokenizer
 
-            tokenizer = KMeansTokenizer(
-                shape, scale=section.scale, channels=channels, codebook_size=section.codebook_size
-            )
-            if saved is not None:
-                tokenizer.load_weights(saved)
-            return tokenizer
+            return KMeansTokenizer(shape, scale=section.scale, channels=channels, codebook_size=section.codebook_size)
     return None
 
 
@@ -148,6 +145,8 @@ def _autoencoder(section: kinds.Tokenizer, shape: kinds.LatentShape, weights: st
             from marcli.tokenizer.autoencoder import AutoencoderTokenizer, load_autoencoder
 
             tokenizer = AutoencoderTokenizer(shape, scale=scale, network=load_autoencoder(path), source=str(path))
+        case _:
+            assert_never(section)
     published = TOKENIZERS.get(section.kind)
     known = frozenset(file.sha256 for file in published.files if file.sha256) if published else frozenset()
     tokenizer.weights_note = weights_note(path, known)
@@ -161,8 +160,7 @@ def _autoencoder(section: kinds.Tokenizer, shape: kinds.LatentShape, weights: st
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, recipe: Recipe) -> None:
     """Write `tokenizer.json` (settings, scale, fingerprint, where the weights came from) and learned weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(tokenizer, "save_weights"):
-        tokenizer.save_weights(folder)
+    tokenizer.save_weights(folder)
     record = {
         "tokenizer": recipe.tokenizer.model_dump(exclude={"scale", "weights"}),
         "latent": recipe.latent.model_dump(),
