@@ -1,6 +1,6 @@
 """Operations of the convolutional autoencoders, counted from their published layouts.
 
-Special: plain arithmetic on channel lists, no torch, so that a recipe is priced without building a model.
+Plain arithmetic on channel lists, no torch, so that a recipe is priced without building a model.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The regression gate: today's numbers against an earlier `bench.json`.
 
-Special: it refuses to compare what is not comparable (another machine, precision, batch size or number of images)
+It refuses to compare what is not comparable (another machine, precision, batch size or number of images)
 instead of calling it a regression.
 """
 

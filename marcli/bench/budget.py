@@ -1,6 +1,6 @@
 """How much can be measured in the time there is: batch size, points and rounds.
 
-Special: estimates come from the cost model and one large product on this machine, so nothing has to be tried first.
+Estimates come from the cost model and one large product on this machine, so nothing has to be tried first.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Time and memory, measured so that two numbers may be compared.
 
-Special: the device is synchronised around every measurement. The time of an image comes from runs in which nothing
+The device is synchronised around every measurement. The time of an image comes from runs in which nothing
 stands in the way, the shares of the parts from one more run in which every part is synchronised on its own.
 """
 

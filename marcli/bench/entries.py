@@ -1,6 +1,6 @@
 """The systems of one bench: loaded, named, and with their variants.
 
-Special: a recipe stands for random weights, so that speed can be measured before anything is trained or fetched.
+A recipe stands for random weights, so that speed can be measured before anything is trained or fetched.
 """
 
 import os

@@ -1,6 +1,6 @@
 """The measuring loop: points take turns, one batch each, so that a slow minute of the machine slows them all.
 
-Special: the pictures that are timed are the pictures that are judged. Every point has the same number of them, and
+The pictures that are timed are the pictures that are judged. Every point has the same number of them, and
 when time runs out all points stop after the same round.
 """
 

@@ -1,6 +1,6 @@
 """Which points to measure: step counts of every system, crossed with what is swept.
 
-Special: no torch. A step count that a model cannot take is refused when it was asked for, and left out with a line
+No torch. A step count that a model cannot take is refused when it was asked for, and left out with a line
 when it comes from the default.
 """
 

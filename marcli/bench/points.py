@@ -1,6 +1,6 @@
 """What is measured: a point is one setting of one system, a measurement is what came out.
 
-Special: an engine's class (plain, lossless, approximate) belongs to the point, so results of different classes are
+An engine's class (plain, lossless, approximate) belongs to the point, so results of different classes are
 different points and never share a column.
 """
 

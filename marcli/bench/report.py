@@ -1,6 +1,6 @@
 """What the bench says: a table on the terminal, `report.md` and `bench.json`.
 
-Special: plain, lossless and approximate results stand in tables of their own, so no column ever mixes them.
+Plain, lossless and approximate results stand in tables of their own, so no column ever mixes them.
 """
 
 import json

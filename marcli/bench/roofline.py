@@ -1,6 +1,6 @@
 """How fast this machine could be at best, and how near a measurement comes.
 
-Special: peak and bandwidth are measured here and now by one large product and one large copy, in the precision of
+Peak and bandwidth are measured here and now by one large product and one large copy, in the precision of
 the run, so the share means the same on a laptop and on a GPU nobody has tabulated yet.
 """
 

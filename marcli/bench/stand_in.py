@@ -1,6 +1,6 @@
 """Systems without trained weights, for measuring speed alone.
 
-Special: nothing is fetched. A tokenizer gets fresh weights of the published architecture, since decoding noise takes as
+Nothing is fetched. A tokenizer gets fresh weights of the published architecture, since decoding noise takes as
 long as decoding pictures.
 """
 

@@ -1,6 +1,6 @@
 """What one image costs in an optimizer step, from the recipe alone.
 
-Special: the mean over the law of mask ratios is exact, because an encoder's cost is quadratic in its length.
+The mean over the distribution of mask ratios is exact, because an encoder's cost is quadratic in its length.
 """
 
 import math

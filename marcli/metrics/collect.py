@@ -1,6 +1,6 @@
 """Collecting the features of exactly N pictures over processes and interruptions.
 
-Special here: work is cut into units fixed by picture index, and processes take whole ones in turn. What comes out is
+Work is cut into units fixed by picture index, and processes take whole ones in turn. What comes out is
 ordered by index, so scores do not depend on who computed what, or when.
 """
 

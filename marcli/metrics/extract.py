@@ -1,6 +1,6 @@
 """Pictures to features at the network's own speed.
 
-Special here: reading, decoding and resizing run in threads ahead of the network. Batches are fixed by picture index,
+Reading, decoding and resizing run in threads ahead of the network. Batches are fixed by picture index,
 so that every picture is computed among the same neighbours on any number of processes and after any interruption.
 """
 

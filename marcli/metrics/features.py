@@ -1,6 +1,6 @@
 """What turns pictures into features: raw pixels, Inception, DINOv2, any model of timm, any TorchScript file.
 
-Special here: an extractor has two halves. `prepare` (resizing, on the CPU) runs in threads beside the network;
+An extractor has two halves. `prepare` (resizing, on the CPU) runs in threads beside the network;
 `network` runs on the device in fp32 and nothing else, so that extraction goes at the network's own speed.
 """
 

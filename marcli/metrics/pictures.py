@@ -1,6 +1,6 @@
 """Pictures to be measured, by index: a folder, an npz as ADM's suite reads it, or a data set of `marcli.data`.
 
-Special here: nothing is skipped and nothing is resized in silence. A broken picture or one of another size stops the
+Nothing is skipped and nothing is resized in silence. A broken picture or one of another size stops the
 measurement with its name, because a score of "nearly all" pictures is not a score.
 """
 

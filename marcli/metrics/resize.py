@@ -1,6 +1,6 @@
 """Resizing to the network's input, one function per published convention.
 
-Special here: they differ by several grey levels on the same picture (8.5 RMS on noise between the first two), so the
+They differ by several grey levels on the same picture (8.5 RMS on noise between the first two), so the
 convention belongs to a score's name.
 """
 

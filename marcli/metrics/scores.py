@@ -1,6 +1,6 @@
 """Inception Score, kernel distance, and precision and recall, from features alone and in float64.
 
-Special here: everything random is an argument (an order, index pairs), because published scores differ by nothing more;
+Everything random is an argument (an order, index pairs), because published scores differ by nothing more;
 the named protocols at the end say which order and indices their programs use.
 """
 

@@ -1,6 +1,6 @@
 """Mean and covariance of features: the Gaussian that the Frechet distance compares.
 
-Special here: sums are float64 and merge exactly as one pass would (Chan's update), and a set with fewer images than
+Sums are float64 and merge exactly as one pass would (Chan's update), and a set with fewer images than
 dimensions also keeps the thin factor of its covariance, from which the distance is exact.
 """
 

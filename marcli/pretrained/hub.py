@@ -1,6 +1,6 @@
 """Names to files on this machine: a local copy, the hub's cache, or a download that says its size first.
 
-What is special: everything works without a network from a local copy, and what is missing is named together with the
+Everything works without a network from a local copy, and what is missing is named together with the
 place to put it. Endpoint, token and cache of the hub are those of huggingface_hub (HF_ENDPOINT, HF_TOKEN, HF_HOME).
 """
 

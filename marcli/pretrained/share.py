@@ -1,6 +1,6 @@
 """A run on the hub: what `sample` and `eval-fid` need, a manifest of hashes, and a model card made from the run itself.
 
-What is special: nothing of the sharer's machine travels along (folder names are cut off), and an autoencoder that is
+Nothing of the sharer's machine travels along (folder names are cut off), and an autoencoder that is
 not a published one goes with the run, so that `hub:user/name` is complete.
 """
 

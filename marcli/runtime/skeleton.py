@@ -1,6 +1,6 @@
 """Modules without values: names and shapes to count, or to give weights to.
 
-What is special: on the meta device torch takes seconds to import what it needs for drawing random numbers, only to draw
+On the meta device torch takes seconds to import what it needs for drawing random numbers, only to draw
 none. Here nothing is asked to draw.
 """
 

@@ -1,6 +1,6 @@
 """A system's pictures to scores, without pictures on disk: `evaluate(generate(...))`, resumable.
 
-Special here: pictures and features are computed in the same units of indices as `sample` uses for its micro-batches,
+Pictures and features are computed in the same units of indices as `sample` uses for its micro-batches,
 so evaluating on the fly and evaluating the written PNGs see the same pictures.
 """
 
