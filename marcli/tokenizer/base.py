@@ -9,7 +9,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor, nn
@@ -147,6 +146,3 @@ def depth_to_space(
     b, depth, rows, columns = grid.shape
     blocks = grid.reshape(b, depth // patch**2, patch, patch, rows, columns)
     return blocks.permute(0, 1, 4, 2, 5, 3).reshape(b, depth // patch**2, rows * patch, columns * patch)
-
-
-NUMPY_DTYPES = {torch.uint8: np.uint8, torch.float16: np.float16, torch.uint16: np.uint16}
