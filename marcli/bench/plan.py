@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from marcli.errors import UsageError
 from marcli.recipe.approximate import PRESETS, Approximate
 from marcli.recipe.complaints import explain
-from marcli.recipe.model import CausalBackbone, DiffusionHead, DiTBackbone, L2Head
+from marcli.recipe.model import CausalBackbone, DiTBackbone, L2Head
 from marcli.recipe.sample import Sample
 from marcli.recipe.schema import Recipe, obstacle
 from marcli.recipe.yaml_text import parse_scalar

@@ -17,7 +17,7 @@ from marcli.bench.cost import (
     head_parameters,
 )
 from marcli.model.layers.embed import NUM_TIMESTEPS
-from marcli.recipe.model import CausalBackbone, DiffusionHead, DiTBackbone, MaskedBackbone
+from marcli.recipe.model import CausalBackbone, DiTBackbone, MaskedBackbone
 from marcli.recipe.schema import Recipe
 
 
@@ -99,12 +99,12 @@ def causal_forward(recipe: Recipe) -> Forward:
 
 
 def head_forward(recipe: Recipe, rows: float) -> Forward:
-    """The head on `rows` tokens; a diffusion head sees each at several timesteps and its condition once.
+    """The head on `rows` tokens; one that denoises sees each at several timesteps and its condition once.
 
     Of many timesteps each is embedded once for all images of a forward pass, here those of one process.
     """
     head, weights = recipe.model.head, head_parameters(recipe)
-    if not isinstance(head, DiffusionHead):
+    if not head.denoises:
         return {f"head/{name}": (2.0 * rows * count, count, 3) for name, count in weights.items()}
     draws, together = rows * head.noise_draws, recipe.train.micro_batch_size or recipe.train.batch_size
     times = min(draws, NUM_TIMESTEPS / together)

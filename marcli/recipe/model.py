@@ -59,6 +59,7 @@ class DiffusionHead(Section):
     kind: Literal["diffusion"]
     loss: ClassVar[str] = "the diffusion loss"  # as sentences call it
     loss_in_tables: ClassVar[str] = "Diff Loss"  # as Table 1 calls it
+    denoises: ClassVar[bool] = True  # in `sample.diffusion_steps` passes; otherwise one pass gives the token
     width: Width = Field(description="channels of every residual block")
     depth: Depth = Field(description="residual blocks")
     schedule: Literal["cosine", "linear"] = Field(default="cosine", description="noise schedule of 1,000 steps")
@@ -71,6 +72,7 @@ class CrossEntropyHead(Section):
     kind: Literal["cross_entropy"]
     loss: ClassVar[str] = "cross-entropy"
     loss_in_tables: ClassVar[str] = "CrossEnt"
+    denoises: ClassVar[bool] = False
 
 
 class L2Head(Section):
@@ -79,6 +81,7 @@ class L2Head(Section):
     kind: Literal["l2"]
     loss: ClassVar[str] = "a squared loss"
     loss_in_tables: ClassVar[str] = "L2"
+    denoises: ClassVar[bool] = False
 
 
 Backbone = Annotated[MaskedBackbone | CausalBackbone | DiTBackbone, Field(discriminator="kind")]

@@ -79,7 +79,7 @@ class Recipe(Section):
     @property
     def denoises(self) -> bool:
         """Whether tokens, or the whole grid of a DiT, are sampled in `sample.diffusion_steps` steps."""
-        return isinstance(self.model.backbone, DiTBackbone) or isinstance(self.model.head, DiffusionHead)
+        return isinstance(self.model.backbone, DiTBackbone) or self.model.head.denoises
 
     @model_validator(mode="after")
     def _combination_exists(self) -> "Recipe":

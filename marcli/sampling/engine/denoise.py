@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from marcli.model.head.base import Head, HeadSampling
 from marcli.model.head.denoiser import DenoisingMLP, ResidualBlock
 from marcli.model.head.diffusion import DiffusionHead
 from marcli.model.layers.block import NORM_EPS
 from marcli.model.process.gaussian import GaussianProcess
-from marcli.model.process.solvers import make_solver, num_draws, process_for
+from marcli.model.process.solvers import make_solver, process_for
 from marcli.sampling.engine.linear import PackedLinear, packed
 from marcli.sampling.engine.update import MergedStep, Update, merged_steps
 
@@ -39,12 +39,7 @@ class FastDiffusionHead(Head):
         self._time_tables: dict[tuple[GaussianProcess, int], tuple[Tensor, Tensor]] = {}
         self._steps: dict[tuple[str, GaussianProcess, float], list[MergedStep]] = {}
 
-    def noise(
-        self, generator: Generator, num_tokens: int, num_steps: int, settings: HeadSampling
-    ) -> Float[Tensor, "tokens draws dim"]:
-        """The plain head's tape."""
-        draws = num_draws(settings.solver, self.process, settings.diffusion_steps, settings.max_timestep)
-        return torch.randn(num_tokens, 1 + draws, self.token_dim, generator=generator)
+    noise = DiffusionHead.noise  # the plain head's tape
 
     def sample(
         self,
