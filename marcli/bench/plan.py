@@ -102,18 +102,18 @@ def default_ar_steps(recipe: Recipe) -> tuple[tuple[int, ...], str | None]:
 
 
 def step_settings(
-    recipe: Recipe, steps: Sequence[int] | None, dit_steps: Sequence[int] | None, sweep: Sweep
+    recipe: Recipe, steps: Sequence[int] | None, dit_steps: Sequence[int] | None, sweep: Sweep, *, own: bool
 ) -> tuple[list[dict[str, int]], str | None]:
-    """The step counts of one system as sampling settings; with a sweep the recipe's own, unless asked for."""
+    """The step counts of one system as sampling settings: those asked for, else the recipe's `own` or the paper's."""
     match recipe.model.backbone:
         case DiTBackbone():
             if "diffusion_steps" in sweep:
                 return [{}], None
-            counts = dit_steps or ((recipe.sample.diffusion_steps,) if sweep else DIT_STEPS)
+            counts = dit_steps or ((recipe.sample.diffusion_steps,) if own else DIT_STEPS)
             return [{"diffusion_steps": count} for count in counts], None
         case CausalBackbone():
             return [{}], None
-    if steps is None and not sweep:
+    if steps is None and not own:
         counts, note = default_ar_steps(recipe)
         return [{"steps": count} for count in counts], note
     counts = steps or (recipe.sampling_steps,)
@@ -132,34 +132,32 @@ def plan(
     dit_steps: Sequence[int] | None,
     sweep: Sweep,
     presets: Sequence[str],
+    each_switch: bool,
     batch_size: int,
 ) -> tuple[list[Variant], list[str]]:
     """All variants of one system, exact and under each preset, and lines on what was left out; raises UsageError.
 
-    What means nothing to a system (a DiT has no KV cache) leaves that system at its recipe's value.
+    With `each_switch` every switch of the presets is also on alone. What means nothing to a system (a DiT has no KV
+    cache) leaves that system at its recipe's value.
     """
     meaningful = {key: values for key, values in sweep.items() if applies(recipe, key)}
     fitting = [name for name in presets if all(applies(recipe, key) for key in PRESETS[name].settings)]
-    settings, note = step_settings(recipe, steps, dit_steps, sweep)
+    settings, note = step_settings(recipe, steps, dit_steps, sweep, own=bool(sweep) or each_switch)
     notes = [note] if note else []
     notes += [f"{recipe.name}: {key} does not apply to it and is not swept" for key in sweep if key not in meaningful]
     notes += [f"{recipe.name}: preset {name} does not apply to it" for name in presets if name not in fitting]
     own = vary(recipe, batch_size=batch_size)
+    single = [alone for name in presets if each_switch for alone in PRESETS[name].single_switches()]
+    ways = [{}, *(alone for alone in single if all(applies(recipe, key) for key in alone))]
+    ways += [{**PRESETS[name].settings, "approximate.preset": name} for name in fitting]
     variants = []
-    for preset, counts, values in itertools.product(
-        [None, *fitting], settings, itertools.product(*meaningful.values())
-    ):
+    for way, counts, values in itertools.product(ways, settings, itertools.product(*meaningful.values())):
         swept = tuple(zip(meaningful, values, strict=True))
-        changes = preset_settings(preset) | {"batch_size": batch_size} | counts | dict(swept)
+        changes = way | {"batch_size": batch_size} | counts | dict(swept)
         varied = vary(recipe, **changes)
         if all(varied != each.recipe for each in variants):
             variants.append(Variant(varied, swept, is_default=same_settings(varied, own)))
     return variants, notes
-
-
-def preset_settings(name: str | None) -> dict[str, Value]:
-    """The keys of `sample` that a preset sets; none without one."""
-    return {} if name is None else {**PRESETS[name].settings, "approximate.preset": name}
 
 
 def parse_presets(names: Sequence[str]) -> tuple[str, ...]:

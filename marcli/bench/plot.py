@@ -34,6 +34,7 @@ APPROXIMATE_COLOURS = ("#e67e22", "#27ae60", "#8e44ad", "#16a085", "#b7950b", "#
 BELOW, ABOVE = -1, 1
 LABEL_SIDES = {"MAR": BELOW, "AR": ABOVE, "DiT": ABOVE}
 SERIES_IN_AXES = 4  # with more the legend stands outside
+LETTERS_IN_HALF = 36  # of the legend's width
 
 Series = tuple[str, list[Measurement]]
 
@@ -104,8 +105,10 @@ def picture(path: Path, conditions: str) -> "Iterator[Axes]":
         axes.margins(x=0.07, y=0.1)
         yield axes
         readable_ticks(axes)
-        if len(axes.get_legend_handles_labels()[0]) > SERIES_IN_AXES:
-            figure.legend(loc="outside upper center", handlelength=2.2, ncols=2, fontsize=8)
+        names = axes.get_legend_handles_labels()[1]
+        if len(names) > SERIES_IN_AXES:
+            columns = 2 if max(map(len, names)) <= LETTERS_IN_HALF else 1
+            figure.legend(loc="outside upper center", handlelength=2.2, ncols=columns, fontsize=8)
         else:
             axes.legend(loc="best", handlelength=2.2)
         axes.set_axisbelow(True)
@@ -126,12 +129,14 @@ def series_of(measurements: Sequence[Measurement]) -> list[Series]:
     for family, system, *_ in groups:
         families.setdefault(family, set()).add(system)
     engines = {engine for _, _, engine, *_ in groups}
+    models = {(family, system, cached) for family, system, _, cached, _ in groups}
     series = []
     for (family, system, engine, cached, fixed), group in groups.items():
-        name = f"{family} ({system})" if len(families[family]) > 1 else family
-        name += " (KV cache)" if cached else ""
-        name += f", {engine}" if len(engines) > 1 else ""
-        name += "".join(f", {key} {value}" for key, value in fixed)
+        model = f"{family} ({system})" if len(families[family]) > 1 else family
+        model += " (KV cache)" if cached else ""
+        if len(engines) > 1:
+            model = engine if len(models) == 1 else f"{model}, {engine}"
+        name = ", ".join([model, *(f"{key} {value}" for key, value in fixed)])
         series.append((name, sorted(group, key=lambda m: m.seconds_per_image)))
     return series
 

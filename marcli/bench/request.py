@@ -34,6 +34,7 @@ class Request:
     dit_steps: tuple[int, ...] | None
     sweep: Sweep
     presets: tuple[str, ...]
+    each_switch: bool
     engines: tuple[EngineName, ...]
     batch_size: int | None
     num: int | None
@@ -105,6 +106,8 @@ def plan_known(request: Request) -> tuple[list[Planned], list[str]]:
     for option in ("reference", "features", "inception"):
         if request.quality is False and getattr(request, option) is not None:
             raise UsageError(f"--{option} is for quality, and --no-quality asks for none: leave one of them out")
+    if request.each_switch and not request.presets:
+        raise UsageError("--each-switch takes presets apart, and none is named: add --fast-preset lazy, for one")
     planned, notes, seen = [], [], set()
     for spec in request.specs:
         recipe, is_random = known_recipe(spec, request.overrides)
@@ -146,5 +149,6 @@ def variants_of(recipe: Recipe, request: Request) -> tuple[list[Variant], list[s
         dit_steps=request.dit_steps,
         sweep=request.sweep,
         presets=request.presets,
+        each_switch=request.each_switch,
         batch_size=request.batch_size or recipe.sample.batch_size,
     )

@@ -44,6 +44,12 @@ def bench(
         list[str] | None,
         typer.Option(metavar="NAME", help="Measure these approximations, too: disa, swift, turbo or lazy; repeatable."),
     ] = None,
+    each_switch: Annotated[
+        bool,
+        typer.Option(
+            "--each-switch", help="Take these presets apart: every switch alone, too, at the recipe's own steps."
+        ),
+    ] = False,
     engine: Annotated[
         str, typer.Option(help="auto, plain or fast; several as plain,fast are measured side by side.")
     ] = "auto",
@@ -93,6 +99,7 @@ def bench(
         dit_steps=None if dit_steps is None else parse_counts(dit_steps, "--dit-steps"),
         sweep=parse_sweeps(sweep or []),
         presets=parse_presets(fast_preset or []),
+        each_switch=each_switch,
         engines=parse_engines(engine),
         batch_size=batch_size or (before and before["points"][0]["batch_size"]),
         num=num,

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from marcli.recipe.section import NAME, Section
 
-OF_THE_DIFFUSION_HEAD = ("final_diffusion_steps", "solver", "head_guidance_refresh")  # the others act on tokens
+OF_THE_REVERSE_PROCESS = ("final_diffusion_steps", "solver")
+OF_THE_DIFFUSION_HEAD = (*OF_THE_REVERSE_PROCESS, "head_guidance_refresh")  # the others act on tokens
 
 
 class Approximate(Section):
@@ -63,6 +64,13 @@ class Preset:
 
     sentence: str
     settings: dict[str, object]
+
+    def single_switches(self) -> list[dict[str, object]]:
+        """The settings of each switch alone; those of the reverse process come with the preset's step counts."""
+        switches = {key: value for key, value in self.settings.items() if key.startswith("approximate.")}
+        counts = {key: value for key, value in self.settings.items() if key not in switches}
+        needs_counts = tuple(f"approximate.{name}" for name in OF_THE_REVERSE_PROCESS)
+        return [(counts if key in needs_counts else {}) | {key: value} for key, value in switches.items()]
 
 
 PRESETS = {

@@ -16,9 +16,16 @@ from marcli.recipe.reader import read_recipe, write_recipe
 MASKED, CAUSAL, DIT = "debug/head_diffusion", "debug/backbone_causal", "debug/backbone_dit"
 
 
-def planned(spec, *, steps=None, dit_steps=None, sweep=None, presets=(), overrides=()):
-    recipe = read_recipe(spec, overrides)
-    return plan(recipe, steps=steps, dit_steps=dit_steps, sweep=sweep or {}, presets=presets, batch_size=5)
+def planned(spec, *, steps=None, dit_steps=None, sweep=None, presets=(), each_switch=False, overrides=()):
+    return plan(
+        read_recipe(spec, overrides),
+        steps=steps,
+        dit_steps=dit_steps,
+        sweep=sweep or {},
+        presets=presets,
+        each_switch=each_switch,
+        batch_size=5,
+    )
 
 
 def test_default_steps_are_the_papers_where_they_fit():
@@ -108,6 +115,25 @@ def test_presets_stand_beside_the_exact_points():
     assert len({point.key for point in points}) == 6
 
 
+def test_presets_are_taken_apart():
+    deep = ["model.backbone.decoder_depth=2"]
+    variants, _ = planned(MASKED, presets=("disa", "turbo", "lazy"), each_switch=True, overrides=deep)
+    assert [point.engine.removeprefix("fast") for point in points_of(variants)] == [
+        "", " + final_diffusion_steps 5", " + final_diffusion_steps 6", " + solver dpm++2m", " + guidance_from 1.1",
+        " + guidance_refresh 3", " + final_diffusion_steps 10", " + guidance_refresh 9", " + head_guidance_refresh 4",
+        " + feature_refresh 9", " + disa", " + turbo", " + lazy",
+    ]  # fmt: skip
+    own = read_recipe(MASKED, []).sample.diffusion_steps
+    counts = [each.recipe.sample.diffusion_steps for each in variants]
+    assert counts == [own, 50, 16, 16, own, own, 40, own, own, own, 50, 16, 40], "a solver comes with its few steps"
+    assert {each.recipe.sampling_steps for each in variants} == {read_recipe(MASKED, []).sampling_steps}
+    of_ar, _ = planned(CAUSAL, presets=("lazy",), each_switch=True)
+    assert [point.engine for point in points_of(of_ar)] == [
+        "fast", "fast + final_diffusion_steps 10", "fast + head_guidance_refresh 4",
+    ]  # fmt: skip
+    assert len(planned(DIT, presets=("lazy",), each_switch=True)[0]) == 1
+
+
 def test_presets_leave_systems_alone_that_cannot_take_them():
     variants, notes = planned(DIT, presets=("disa",))
     assert len(variants) == 4
@@ -191,6 +217,7 @@ def test_names_are_checked_before_anything_is_loaded(tmp_path, monkeypatch, caps
         (["digits", "digits_ar", "--quality"], "--quality needs trained weights, and those of a recipe such as digits"),
         (["mine", "--no-quality", "--reference", "x"], "--reference is for quality"),
         (["mine", "--no-quality", "--features", "pixels"], "--features is for quality"),
+        (["mine", "--each-switch"], "none is named: add --fast-preset lazy"),
         (["mine", "--no-quality", "--inception", "x.pt"], "--inception is for quality"),
     ],
 )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,11 +15,13 @@ from marcli.bench.tradeoff import small_print
 from marcli.errors import UsageError
 
 
-def measurement(seconds, *, steps=8, family="MAR Diff Loss", fid=None, engine="plain", engine_class="plain", **point):
+def measurement(
+    seconds, *, system="run", steps=8, family="MAR Diff Loss", fid=None, engine="plain", engine_class="plain", **point
+):
     causal, is_dit = family.startswith("AR"), family == "DiT"
     return Measurement(
         point=Point(
-            system="run",
+            system=system,
             family=family,
             engine=engine,
             engine_class=engine_class,
@@ -237,6 +240,23 @@ def test_a_swept_approximation_is_one_curve_although_it_names_the_engine():
         for value in (5, 10)
     ]
     assert list(swept_series(points, "approximate.final_diffusion_steps")) == ["MAR Diff Loss (run)"]
+
+
+@pytest.mark.parametrize("systems", [["run"], ["a_run", "another_run"]])
+def test_long_names_are_not_cut(tmp_path, systems):
+    engines = [f"fast + head_guidance_refresh {number}" for number in range(2, 6)]
+    points = [
+        measurement(1.0 + number, fid=10.0, engine=engine, system=system)
+        for number, engine in enumerate(engines)
+        for system in systems
+    ]
+    points.append(measurement(1.0, fid=9.0, system=systems[0]))
+    names = [name for name, _ in series_of(points)]
+    assert names[0] == (engines[0] if systems == ["run"] else f"MAR Diff Loss (a_run), {engines[0]}")
+    draw_tradeoff(points, tmp_path / "tradeoff.png", distance="FID", conditions="made up")
+    with Image.open(tmp_path / "tradeoff.png") as picture:
+        edges = np.asarray(picture.convert("L"))[:, [0, 1, 2, -3, -2, -1]]
+    assert edges.min() == 255
 
 
 def test_a_picture_that_cannot_be_written_whole_leaves_the_one_before(tmp_path, monkeypatch):

@@ -174,7 +174,15 @@ def test_no_round_starts_that_would_end_too_late(monkeypatch):
 
 def plan_request(**given) -> Request:
     absent = dict.fromkeys(["steps", "dit_steps", "num", "minutes", "quality", "reference", "features", "inception"])
-    rest = {"overrides": (), "sweep": {}, "presets": (), "engines": ("auto",), "weights": "ema", "seed": 0}
+    rest = {
+        "overrides": (),
+        "sweep": {},
+        "presets": (),
+        "each_switch": False,
+        "engines": ("auto",),
+        "weights": "ema",
+        "seed": 0,
+    }
     return Request(**absent, **rest, **given)
 
 
