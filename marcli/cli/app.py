@@ -20,6 +20,7 @@ from marcli.cli.tokenize import tokenize
 from marcli.cli.train import train
 from marcli.runtime.home import words_at_home
 
+FEW_CORES = 8
 EXAMPLES = {
     tokenize: "marcli tokenize photos/ --tokenizer kl16 --out runs/tokenizer",
     cache_latents: "marcli cache-latents recipes/mar_l.yaml data.path=/data/imagenet --gpus 4",
@@ -69,12 +70,12 @@ def root(
 
 
 def wait_briefly() -> None:
-    """Have OpenMP's threads sleep soon while they wait for each other; to be called before torch is imported.
+    """On few cores, have OpenMP's threads sleep soon while they wait for each other; before torch is imported.
 
-    By default they spin for milliseconds, which on a busy machine keeps a core from the very thread they wait for: one
-    other program made sampling on two cores 27 times slower.
+    By default they spin for milliseconds, which keeps a core from the very thread they wait for: on a virtual machine
+    of two cores one other program made sampling 27 times slower. Many threads, though, take long to wake.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
+    if (os.cpu_count() or 1) <= FEW_CORES and "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # what libgomp itself takes where it knows of the others
 
 
