@@ -16,15 +16,14 @@ from pydantic import ValidationError
 from marcli.errors import UsageError
 from marcli.recipe.approximate import PRESETS, Approximate
 from marcli.recipe.complaints import explain
-from marcli.recipe.model import CausalBackbone, DiTBackbone, L2Head
+from marcli.recipe.model import CausalBackbone, DiTBackbone
 from marcli.recipe.sample import Sample
-from marcli.recipe.schema import Recipe, obstacle
+from marcli.recipe.schema import OF_DIFFUSION, Recipe, acts
 from marcli.recipe.yaml_text import parse_scalar
 
 AR_STEPS = (8, 16, 32, 64, 128)  # figure 6
 DIT_STEPS = (50, 75, 150, 250)
 SWITCHES = tuple(f"approximate.{name}" for name in Approximate.model_fields if name != "preset")
-OF_DIFFUSION = ("diffusion_steps", "max_timestep", "clip_denoised")
 SWEEPABLE = ("cfg", "cfg_schedule", "temperature", "kv_cache", *OF_DIFFUSION, *SWITCHES)
 
 Value = float | int | bool | str | None
@@ -140,15 +139,15 @@ def plan(
     With `each_switch` every switch of the presets is also on alone. What means nothing to a system (a DiT has no KV
     cache) leaves that system at its recipe's value.
     """
-    meaningful = {key: values for key, values in sweep.items() if applies(recipe, key)}
-    fitting = [name for name in presets if all(applies(recipe, key) for key in PRESETS[name].settings)]
+    meaningful = {key: values for key, values in sweep.items() if acts(recipe, key)}
+    fitting = [name for name in presets if all(acts(recipe, key) for key in PRESETS[name].settings)]
     settings, note = step_settings(recipe, steps, dit_steps, sweep, own=bool(sweep) or each_switch)
     notes = [note] if note else []
     notes += [f"{recipe.name}: {key} does not apply to it and is not swept" for key in sweep if key not in meaningful]
     notes += [f"{recipe.name}: preset {name} does not apply to it" for name in presets if name not in fitting]
     own = vary(recipe, batch_size=batch_size)
     single = [alone for name in presets if each_switch for alone in PRESETS[name].single_switches()]
-    ways = [{}, *(alone for alone in single if all(applies(recipe, key) for key in alone))]
+    ways = [{}, *(alone for alone in single if all(acts(recipe, key) for key in alone))]
     ways += [{**PRESETS[name].settings, "approximate.preset": name} for name in fitting]
     variants = []
     for way, counts, values in itertools.product(ways, settings, itertools.product(*meaningful.values())):
@@ -166,21 +165,6 @@ def parse_presets(names: Sequence[str]) -> tuple[str, ...]:
     if unknown:
         raise UsageError(f"--fast-preset {unknown[0]!r} does not exist: choose {', '.join(PRESETS)}")
     return tuple(dict.fromkeys(names))
-
-
-def applies(recipe: Recipe, key: str) -> bool:
-    """Whether a sampling key changes anything for this system."""
-    backbone, head = recipe.model.backbone, recipe.model.head
-    is_dit = isinstance(backbone, DiTBackbone)
-    if key == "kv_cache":
-        return isinstance(backbone, CausalBackbone)
-    if key in OF_DIFFUSION:
-        return recipe.denoises
-    if key in SWITCHES:
-        return obstacle(recipe, key.removeprefix("approximate.")) is None
-    if key == "temperature":
-        return not isinstance(head, L2Head)
-    return key != "cfg_schedule" or not is_dit
 
 
 def same_settings(first: Recipe, second: Recipe) -> bool:

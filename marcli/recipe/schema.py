@@ -12,6 +12,7 @@ from marcli.recipe.model import (
     CrossEntropyHead,
     DiffusionHead,
     DiTBackbone,
+    L2Head,
     MaskedBackbone,
     Model,
 )
@@ -21,6 +22,7 @@ from marcli.recipe.tokenizer import LatentShape, Tokenizer, latent_shape
 from marcli.recipe.train import Train
 
 MOST_TOKENS = 2**20
+OF_DIFFUSION = ("diffusion_steps", "max_timestep", "clip_denoised")
 
 
 class Recipe(Section):
@@ -201,6 +203,26 @@ def obstacle(recipe: Recipe, name: str) -> str | None:
     if name == "order" and recipe.order != "random":
         return f"needs model.order 'random', not {recipe.order!r}"
     return None
+
+
+def acts(recipe: Recipe, key: str) -> bool:
+    """Whether a key of `sample` changes anything for this model."""
+    backbone, head = recipe.model.backbone, recipe.model.head
+    is_dit = isinstance(backbone, DiTBackbone)
+    if key in OF_DIFFUSION:
+        return is_dit or isinstance(head, DiffusionHead)
+    if key.startswith("approximate.") and key != "approximate.preset":
+        return obstacle(recipe, key.removeprefix("approximate.")) is None
+    match key:
+        case "kv_cache":
+            return isinstance(backbone, CausalBackbone)
+        case "temperature":
+            return not isinstance(head, L2Head)
+        case "confidence_temperature":
+            return recipe.order == "confidence"
+        case "cfg_schedule":
+            return not is_dit
+    return True
 
 
 def check_approximations(recipe: Recipe) -> None:

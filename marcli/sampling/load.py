@@ -22,7 +22,7 @@ from marcli.pretrained.hub import HUB_PREFIX, fetch_shared, find_model, must_be_
 from marcli.pretrained.published import MODELS
 from marcli.pretrained.safe import assign_strictly
 from marcli.recipe.reader import read_recipe, recipe_from_text, shipped_recipe
-from marcli.recipe.schema import Recipe
+from marcli.recipe.schema import Recipe, acts
 from marcli.runtime.atomic import sha256_file
 from marcli.runtime.home import at_home
 from marcli.runtime.rundir import RunDir, newest_run
@@ -66,8 +66,8 @@ def load_system(spec: str | None, *, weights: Weights, overrides: Sequence[str])
     """
     check_overrides(overrides)
     found = find(spec or default_spec(), overrides)
-    held = sets_of(found.weights)
-    chosen, note = choose(weights, held, found)
+    say_idle(found.recipe, overrides)
+    chosen, note = choose(weights, sets_of(found.weights), found)
     tokenizer = ready_tokenizer(found)
     model = filled_model(found.recipe, read_set(found.weights, chosen), source=str(found.weights))
     notes = [each for each in (note, found.note, tokenizer.weights_note) if each]
@@ -93,12 +93,21 @@ def name_system(spec: str | None, *, weights: Weights, overrides: Sequence[str])
         model = MODELS[spec]
         log.warning("%s would be downloaded from %s.", model.file.name, model.file.repo)
         recipe = published_recipe(model.recipe, (), UNGUIDED.get(model.recipe, ()), overrides)
+        say_idle(recipe, overrides)
         return Named(spec, recipe, weights if weights in model.sets else model.sets[0])
     if spec.startswith(HUB_PREFIX):
         folder = fetch_shared(spec.removeprefix(HUB_PREFIX), whole=False)
         return Named(spec, read_recipe(folder / "recipe.yaml", overrides), weights)
     found = find(spec, overrides)
+    say_idle(found.recipe, overrides)
     return Named(found.name, found.recipe, choose(weights, sets_of(found.weights), found)[0])
+
+
+def say_idle(recipe: Recipe, overrides: Sequence[str]) -> None:
+    """Warn of settings that were asked for and that act on nothing in this model."""
+    for override in overrides:
+        if not acts(recipe, override.partition("=")[0].removeprefix("sample.")):
+            log.warning("%s changes nothing: the model of %s has no part that it acts on.", override, recipe.name)
 
 
 def random_system(recipe: Recipe, *, tokenizer: Tokenizer, seed: int) -> System:

@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 from marcli.errors import MarcliError, UsageError
 from marcli.model.build import build_model
 from marcli.recipe.reader import read_recipe, recipe_text, shipped_recipe, write_recipe
-from marcli.recipe.schema import Recipe
+from marcli.recipe.schema import Recipe, acts
 from marcli.runtime.atomic import sha256_file
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.generate import generate
 from marcli.sampling.load import filled_model, load_system, name_system, random_system
 from marcli.sampling.system import System
 from marcli.tokenizer.build import build_tokenizer, save_tokenizer
+from tests.model import tiny
 
 TINY = (
     "model.backbone.width=32",
@@ -137,6 +138,40 @@ def test_only_sampling_can_be_overridden(tmp_path: Path, recipe: Recipe) -> None
         load_system(str(run), weights="ema", overrides=["model.backbone.width=64"])
     with pytest.raises(UsageError, match="at most 16"):
         load_system(str(run), weights="ema", overrides=["sample.steps=17"])
+
+
+def test_settings_that_act_on_nothing_are_named(tmp_path: Path, recipe: Recipe, caplog) -> None:
+    dit = read_recipe(shipped_recipe("digits_dit"), ["model.backbone.width=16", "model.backbone.depth=1"])
+    overrides = ["sample.cfg_schedule=linear", "sample.cfg=2", "sample.temperature=0.9", "sample.num=3"]
+    for name, run in (("mar", recipe), ("dit", dit)):
+        caplog.clear()
+        name_system(str(make_run(tmp_path / name, run)), weights="ema", overrides=overrides)
+        said = "sample.cfg_schedule=linear changes nothing: the model of digits_dit has no part that it acts on."
+        assert caplog.messages == ([said] if name == "dit" else [])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "order", "head", "idle"),
+    [
+        ("masked", "random", "diffusion", {"kv_cache", "confidence_temperature"}),
+        ("masked", "confidence", "cross_entropy", {"kv_cache", "diffusion_steps", "approximate.order"}),
+        ("causal", "raster", "l2", {"confidence_temperature", "diffusion_steps", "temperature", "approximate.order"}),
+        ("dit", None, None, {"kv_cache", "confidence_temperature", "cfg_schedule", "approximate.order"}),
+    ],
+)
+def test_what_acts_on_which_model(backbone, order, head, idle) -> None:
+    keys = {
+        "num",
+        "steps",
+        "cfg",
+        "cfg_schedule",
+        "temperature",
+        "diffusion_steps",
+        "kv_cache",
+        "confidence_temperature",
+    }
+    keys |= {"approximate.order", "batch_size"}
+    assert {key for key in keys if not acts(tiny.recipe(backbone, order, head), key)} == idle
 
 
 def test_one_set_of_weights_is_used_and_said(tmp_path: Path, recipe: Recipe) -> None:
