@@ -18,7 +18,8 @@ from marcli.sampling.album import picture_path, write_record
 
 PLAN, RECORD = "plan.json", "samples.json"
 DECIDES_NOTHING = ("system", "note", "num", "images")  # the hashes say which system it was
-MADE_OF_PICTURES = (RECORD, "samples.npz", "grid.png", "animation.gif")
+ALWAYS_MADE = (RECORD, "grid.png")
+MADE_WHEN_ASKED = ("samples.npz", "animation.gif")
 
 
 @contextmanager
@@ -50,14 +51,18 @@ def numbered_pictures(folder: Path) -> list[Path]:
 
 
 def prepare_folder(folder: Path, plan: Mapping[str, Any], *, num: int) -> None:
-    """Leave in `folder` only what this plan made, of pictures below `num`, and note the plan."""
+    """Leave in `folder` only what this plan made, of pictures below `num`, and note the plan.
+
+    What was made of the same pictures in a former call, and may not be asked for again, stays.
+    """
     is_same = read_plan(folder) == deciding(json.loads(json.dumps(plan)))
+    is_complete = is_same and complete_num(folder) == num
     # Killed between any two of these, the folder still says whose pictures it holds.
     for path in numbered_pictures(folder):
         if not is_same or int(path.stem) >= num:
             path.unlink()
     write_record(plan, folder / PLAN)
-    for name in MADE_OF_PICTURES:
+    for name in ALWAYS_MADE if is_complete else ALWAYS_MADE + MADE_WHEN_ASKED:
         (folder / name).unlink(missing_ok=True)
 
 
@@ -71,6 +76,11 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
                 return None
             return deciding(facts) if isinstance(facts, dict) and "marcli" in facts else None
     return None
+
+
+def complete_num(folder: Path) -> int | None:
+    """The number of pictures of a complete folder that has a plan; None where some are missing."""
+    return None if (folder / PLAN).exists() else json.loads((folder / RECORD).read_text()).get("num")
 
 
 def deciding(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,6 +123,17 @@ def test_more_pictures_of_the_same_plan_keep_those_that_are_there(run_folder, tm
     assert pictures_of(tmp_path / "more") == pictures_of(tmp_path / "whole")
 
 
+def test_what_was_asked_for_before_stays_beside_the_same_pictures(run_folder, tmp_path):
+    out, others = tmp_path / "out", ("samples.npz", "animation.gif")
+    command = (run_folder, "--out", out)
+    assert sample(*command, "--num", 6, "--npz", "--animate") == 0
+    before = [(out / name).read_bytes() for name in others]
+    assert sample(*command, "--num", 6) == 0
+    assert [(out / name).read_bytes() for name in others] == before
+    assert sample(*command, "--num", 7) == 0
+    assert not any((out / name).exists() for name in others)
+
+
 def test_another_path_to_the_run_goes_on_with_its_pictures(run_folder, tmp_path, monkeypatch):
     assert sample(run_folder, "--out", tmp_path, "--num", 7) == 0
     kept = (tmp_path / "000004.png").stat().st_ino
