@@ -210,7 +210,7 @@ def acts(recipe: Recipe, key: str) -> bool:
     backbone, head = recipe.model.backbone, recipe.model.head
     is_dit = isinstance(backbone, DiTBackbone)
     if key in OF_DIFFUSION:
-        return is_dit or isinstance(head, DiffusionHead)
+        return recipe.denoises
     if key.startswith("approximate.") and key != "approximate.preset":
         return obstacle(recipe, key.removeprefix("approximate.")) is None
     match key:
