@@ -44,28 +44,28 @@ def training_cost(recipe: Recipe) -> Cost:
 
 
 @lru_cache
-def hidden_law(num_tokens: int, minimum: float, std: float) -> tuple[tuple[int, float], ...]:
+def hidden_distribution(num_tokens: int, minimum: float, std: float) -> tuple[tuple[int, float], ...]:
     """(hidden tokens, probability): ceil(ratio * n), the ratio normal around 1 and cut to [minimum, 1]."""
 
     def below(ratio: float) -> float:
         return math.erf((min(max(ratio, minimum), 1) - 1) / (std * math.sqrt(2)))
 
     total = below(1) - below(minimum)
-    law = [(k, (below(k / num_tokens) - below((k - 1) / num_tokens)) / total) for k in range(1, num_tokens + 1)]
-    return tuple((k, share) for k, share in law if share > 0)
+    shares = [(k, (below(k / num_tokens) - below((k - 1) / num_tokens)) / total) for k in range(1, num_tokens + 1)]
+    return tuple((k, share) for k, share in shares if share > 0)
 
 
-def recipe_law(recipe: Recipe) -> tuple[tuple[int, float], ...]:
-    """The law of a recipe's hidden tokens; without a ratio to draw a model learns from all of them."""
+def recipe_distribution(recipe: Recipe) -> tuple[tuple[int, float], ...]:
+    """The distribution of a recipe's hidden tokens; without a ratio to draw a model learns from all of them."""
     backbone, tokens = recipe.model.backbone, recipe.num_tokens
     if isinstance(backbone, MaskedBackbone) and backbone.mask_ratio_min < 1:
-        return hidden_law(tokens, backbone.mask_ratio_min, backbone.mask_ratio_std)
+        return hidden_distribution(tokens, backbone.mask_ratio_min, backbone.mask_ratio_std)
     return ((tokens, 1.0),)
 
 
 def mean_hidden(recipe: Recipe) -> float:
     """Tokens of an image that a step learns from, on average."""
-    return sum(count * share for count, share in recipe_law(recipe))
+    return sum(count * share for count, share in recipe_distribution(recipe))
 
 
 Forward = dict[str, tuple[float, int, int]]  # operations of a forward, weights, passes with the backward
@@ -76,7 +76,7 @@ def masked_forward(recipe: Recipe) -> Forward:
     backbone, tokens, hidden = recipe.model.backbone, recipe.num_tokens, mean_hidden(recipe)
     width, ratio, whole = backbone.width, backbone.mlp_ratio, backbone.buffer_size + tokens
     weights, embed = block_parameters(width, ratio), embed_parameters(recipe)
-    encoder = sum(share * block_flops(whole - k, whole - k, width, ratio) for k, share in recipe_law(recipe))
+    encoder = sum(share * block_flops(whole - k, whole - k, width, ratio) for k, share in recipe_distribution(recipe))
     last = 4.0 * whole * width**2 + hidden * (2.0 * (weights - 2 * width**2) + 4.0 * whole * width)
     decoder = (backbone.decoder_depth - 1) * block_flops(whole, whole, width, ratio) + last
     return {
