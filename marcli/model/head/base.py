@@ -11,7 +11,14 @@ Draws = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class HeadSampling:
-    """The settings of generation that concern a head."""
+    """The settings of generation that concern a head; what a head has no use for it ignores.
+
+    Attributes:
+        temperature: factor on the noise of reverse steps, or divisor of the logits of codes
+        diffusion_steps: reverse steps per token, at most 1,000
+        max_timestep: latest timestep visited, at most 999
+        clip_denoised: bound on |x_0| in latent units, or None
+    """
 
     temperature: float
     diffusion_steps: int

@@ -18,16 +18,19 @@ from marcli.model.layers.embed import NUM_TIMESTEPS
 
 @dataclass(frozen=True)
 class ReverseStep:
-    """Constants of one reverse step, as Python floats so that a loop never waits for a device."""
+    """Constants of one reverse step, as Python floats so that a loop never waits for a device.
+
+    `index` counts the process's own steps, 0 the cleanest; `timestep` is what the network is told, 0..999.
+    """
 
     index: int
     timestep: int
     x0_from_x: float  # 1 / sqrt(alpha_bar)
     x0_from_eps: float  # sqrt(1 / alpha_bar - 1)
-    mean_from_x0: float
+    mean_from_x0: float  # of the posterior q(x_{t-1} | x_t, x_0); DDPM, eq. 7
     mean_from_x: float
-    log_variance_min: float
-    log_variance_max: float
+    log_variance_min: float  # the posterior's
+    log_variance_max: float  # that of q(x_t | x_{t-1}), beta
 
 
 class GaussianProcess:
@@ -46,7 +49,10 @@ class GaussianProcess:
 
     @cached_property
     def tables(self) -> dict[str, Tensor]:
-        """Float64 tables over the process's indices, on the CPU."""
+        """Float64 tables over the process's indices, on the CPU.
+
+        `x_from_x0` is sqrt(alpha_bar) and `x_from_noise` sqrt(1 - alpha_bar); the others are in `ReverseStep`.
+        """
         alpha_bar = torch.cumprod(1.0 - self.betas, dim=0)
         previous = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
         variance = self.betas * (1.0 - previous) / (1.0 - alpha_bar)

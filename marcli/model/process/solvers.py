@@ -4,10 +4,10 @@ A new solver gets a name in the recipe (`sample.approximate.solver`), a case in 
 and its constants in `marcli/sampling/engine/update.py`. It must need one network call per step, since the loops around
 it make one; Heun's method, which needs two, does not fit.
 
-An ODE step is x_{t-1} = a x + b x0 + c (x0 - previous x0). DDIM (2010.02502, eta = 0) has c = 0; DPM-Solver++ 2M
-(2211.01095, algorithm 2) extrapolates x0 in half log-SNR with c. Both end at x0 itself and use no noise after the
-starting one, which the temperature scales. The second order needs timesteps evenly spaced in half log-SNR:
-with evenly spaced ones its last steps extrapolate far beyond what they know.
+An ODE step is x_{t-1} = from_x x + from_x0 x0 + from_change (x0 - previous x0). In DDIM (2010.02502, eta = 0)
+`from_change` is 0; DPM-Solver++ 2M (2211.01095, algorithm 2) uses it to extrapolate x0 in half log-SNR. Both end at x0
+itself and use no noise but the starting one, which the temperature scales. The second order needs timesteps evenly
+spaced in half log-SNR: with timesteps evenly spaced in time its last steps extrapolate far beyond what they know.
 """
 
 from dataclasses import dataclass
