@@ -103,7 +103,7 @@ def peak_memory(device: torch.device) -> Iterator[Memory]:
 
 
 def forget_resident_peak() -> bool:
-    """Start the kernel's high-water mark again; False where it cannot be."""
+    """Reset the kernel's high-water mark; False where that is not possible."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

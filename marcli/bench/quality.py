@@ -71,7 +71,7 @@ class Tally:
 
     @property
     def name(self) -> str:
-        """What the distance is called with so many pictures."""
+        """What the distance is called with this many pictures."""
         return distance_name(self.judge.extractor, self.count)
 
     def add(self, images: Tensor) -> None:

@@ -57,7 +57,7 @@ class Request:
 
     @property
     def seconds_of_rounds(self) -> float | None:
-        """The same, but that a baseline's number of pictures is reached, too."""
+        """As `seconds`, but no limit of its own where a baseline's number of pictures has to be reached."""
         return None if self.minutes is None and self.gated_num is not None else self.seconds
 
 

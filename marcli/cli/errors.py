@@ -136,7 +136,7 @@ def _print_failure(sentence: str, code: int, *, as_json: bool) -> None:
 
 
 def _finish_output(text: str) -> None:
-    """Write `text` and all before it to standard output; that nobody takes it is no further failure."""
+    """Write `text` and all before it to standard output; a reader that has gone is not one more failure."""
     try:
         print(text, end="", flush=True)
     except OSError:

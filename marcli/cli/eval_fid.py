@@ -262,7 +262,7 @@ def statistics_source(place: str, overrides: list[str], *, image_size: int | Non
 
 
 def results_folder(images: str, out: Path | None) -> Path:
-    """Where the results of pictures that exist go: beside them, also beside the working directory."""
+    """Where the results of existing pictures go: into a folder named after them, beside them, even for `.` and `..`."""
     from marcli.data.listing import RESULTS
 
     place = at_home(images)

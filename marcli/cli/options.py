@@ -71,7 +71,7 @@ def split_overrides(arguments: Sequence[str] | None) -> tuple[list[str], list[st
 
 
 def exists(name: str) -> bool:
-    """Whether there is a file or folder of this name; what is too long for a name is none."""
+    """Whether there is a file or folder of this name; a text too long to be a name is not one."""
     try:
         return Path(name).exists()
     except OSError:

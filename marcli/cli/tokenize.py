@@ -113,7 +113,10 @@ def print_settings(sections: "list[TokenizerSection]", data: "Data", num: int, o
 
 
 def read_data(data: str, overrides: list[str], *, split: str | None) -> "tuple[Data, list[TokenizerSection] | None]":
-    """Return the data section, and the tokenizer when DATA is a recipe; raises UsageError for overrides of none."""
+    """Return the data section, and the tokenizer when DATA is a recipe, else None.
+
+    Raises UsageError for overrides without a recipe.
+    """
     from marcli.recipe.data import Data
 
     if Path(data).suffix in (".yaml", ".yml"):

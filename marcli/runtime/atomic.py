@@ -58,7 +58,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_partials(folder: Path) -> None:
-    """Delete what killed writers left in `folder`, or put it back where it is all there is; for the lock's owner."""
+    """Delete what killed writers left in `folder`, or put back what they had only moved; for the lock's owner."""
     for old in folder.glob(f".*{REPLACED}*"):
         original = folder / old.name[1:].split(REPLACED)[0]
         if not original.exists():
@@ -81,7 +81,7 @@ def _partial(path: Path) -> Path:
 
 
 def _writer() -> str:
-    """Tell writers apart, at random, for two containers on one disk may well have equal process ids."""
+    """Tell writers apart, at random, since two containers on one disk may well have equal process ids."""
     return secrets.token_hex(6)
 
 

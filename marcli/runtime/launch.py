@@ -69,7 +69,7 @@ def launch(argv: Sequence[str], *, num_processes: int, module: str = "marcli") -
 
 
 def follow_launcher() -> None:
-    """Have this worker asked to stop when its launcher dies, be it by SIGKILL; only Linux can, elsewhere nothing."""
+    """Have this worker asked to stop when its launcher dies, even by SIGKILL; does nothing but on Linux."""
     launcher = os.environ.get(LAUNCHER)
     if launcher is None or "RANK" not in os.environ or sys.platform != "linux":
         return
@@ -118,9 +118,9 @@ def _read_reports(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def _worst(reports: dict[int, dict[str, Any]], num_processes: int, died: dict[int, int]) -> MarcliError | StoppedError:
-    """Return the error of the workers: what one knows of outranks a silent death, which outranks a stop.
+    """Return the error of the workers: a reported one outranks a silent death, which outranks a stop.
 
-    What one did not expect is only heard where no other was killed: it may be the lost connection to that one.
+    An unexpected error counts only where no worker was killed: it may just be the lost connection to that one.
     """
     failed = [report for report in reports.values() if report["code"] not in (0, STOPPED)]
     silent = set(range(num_processes)) - set(reports)

@@ -51,8 +51,8 @@ def stop_at_once() -> Iterator[None]:
     """Raise StoppedError wherever a signal arrives, outside a StopRequest: nothing half-done is worth finishing there.
 
     Whatever commands write is complete or absent, so there is nothing to save. Code that an exception cannot leave (a
-    destructor, a callback from C) loses it: then a later StopRequest finds itself asked to stop, and any error counts
-    as the aftermath, such as that of an import cut short. Does nothing in other threads.
+    destructor, a callback from C) swallows it: then a later StopRequest is asked to stop at once, and any error after
+    the signal counts as its result, such as that of an import cut short. Does nothing in other threads.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -93,7 +93,7 @@ def restore(handlers: dict[signal.Signals, object]) -> None:
 
 
 def leave_terminal() -> None:
-    """Send what would go to a terminal nowhere: it is gone, and writing to it would fail, while work is to be saved."""
+    """Discard what goes to a terminal from now on: it is gone, and writing to it would fail while work is saved."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         with contextlib.suppress(OSError):  # closed already
