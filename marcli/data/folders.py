@@ -9,7 +9,9 @@ import numpy as np
 from marcli.data.columns import ColumnPictures
 from marcli.data.listing import EXTENSIONS, RESULTS, files_under, has_extension
 from marcli.errors import UsageError
+from marcli.recipe.data import Data
 
+DEFAULT_SPLIT = Data.model_fields["split"].default
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
@@ -20,7 +22,15 @@ def find_parquet(folder: Path, *, split: str) -> list[Path]:
     others = [file for file in files if file.stem.split("-")[0] in SPLIT_NAMES]
     if files and not of_split and others == files:
         raise UsageError(f"{folder} has parquet files, but none of split {split!r}: set data.split")
+    if files and not of_split:
+        check_no_split(folder, split)
     return of_split or files
+
+
+def check_no_split(place: Path | str, split: str) -> None:
+    """Raise UsageError where a split is asked for and `place` has none: another one would be taken in silence."""
+    if split != DEFAULT_SPLIT:
+        raise UsageError(f"{place} has no splits, and data.split is {split!r}: leave it out, or give another data.path")
 
 
 def open_folder(folder: Path, *, split: str) -> ColumnPictures:
@@ -66,7 +76,15 @@ def open_folder(folder: Path, *, split: str) -> ColumnPictures:
 
 def _split_folder(folder: Path, split: str) -> Path:
     subfolders = _subfolders(folder)
-    if not subfolders or not SPLIT_NAMES.issuperset(name.lower() for name in subfolders):
+    splits = [name for name in subfolders if name.lower() in SPLIT_NAMES]
+    if len(splits) < len(subfolders) and len(splits) > 1:  # one may be a class, such as CIFAR-100's train
+        others = ", ".join(sorted(set(subfolders) - set(splits))[:3])
+        raise UsageError(
+            f"{folder} has the splits {', '.join(splits)} beside other folders ({others}), which would be classes: "
+            "give the folder of one split as data.path"
+        )
+    if len(splits) < len(subfolders) or not splits:
+        check_no_split(folder, split)
         return folder
     if split not in subfolders:
         raise UsageError(f"{folder} has the splits {', '.join(subfolders)}, but not {split!r}: set data.split")

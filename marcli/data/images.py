@@ -193,7 +193,9 @@ def open_images(data: Data, *, labelled: bool = True) -> ImageSet:
     """
     if data.path == "digits":
         from marcli.data.digits import open_digits
+        from marcli.data.folders import check_no_split
 
+        check_no_split("digits", data.split)
         images = open_digits(image_size=data.image_size, channels=data.channels)
     else:
         from marcli.data.columns import open_hub, open_parquet

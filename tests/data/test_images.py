@@ -83,6 +83,21 @@ def test_a_flat_folder_is_one_class_and_a_split_is_found(folder, tmp_path) -> No
         open_images(data(tmp_path / "set", split="test"))
 
 
+def test_a_split_that_would_be_ignored_is_refused(folder, tmp_path) -> None:
+    write_parquet(tmp_path / "parquet" / "0.parquet", rows=1)
+    for place in (folder, folder / "dog", tmp_path / "parquet", "digits"):
+        with pytest.raises(UsageError, match=r"has no splits, and data.split is 'val': leave it out"):
+            open_images(data(place, split="val"))
+
+
+def test_splits_beside_other_folders_are_no_classes(folder) -> None:
+    save(folder / "train" / "a.png", 30)
+    assert open_images(data(folder, num_classes=4)).class_names == ["cat", "dog", "eel", "train"]
+    save(folder / "val" / "a.png", 40)
+    with pytest.raises(UsageError, match=r"has the splits train, val beside other folders \(cat, dog, eel\)"):
+        open_images(data(folder, num_classes=5))
+
+
 def test_results_of_eval_fid_beside_a_class_or_a_split_are_no_class(folder, tmp_path) -> None:
     before = open_images(data(folder))
     (folder / "cat.eval" / "features-0").mkdir(parents=True)
