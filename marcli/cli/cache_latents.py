@@ -28,9 +28,11 @@ def cache_latents(
     from marcli.recipe.reader import read_recipe
 
     resolved = read_recipe(recipe, overrides or [])
+    from marcli.data.listing import check_outside
     from marcli.data.source import cache_folder
 
     folder = cache_folder(resolved)
+    check_outside(resolved.data.path, folder, option="data.latents")
     if dry_run:
         print_plan(resolved, {"cache": folder}, as_json=as_json)
         return

@@ -30,10 +30,12 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe; the same command resumes."""
+    from marcli.data.listing import check_outside
     from marcli.recipe.reader import read_recipe
 
     resolved = read_recipe(recipe, overrides or [])
     run = RunDir(out or Path("runs") / resolved.name)
+    check_outside(resolved.data.path, run.path, option="--out")
     if dry_run:
         from marcli.bench.training_cost import training_cost
 

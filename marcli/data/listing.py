@@ -4,6 +4,9 @@ import os
 from collections.abc import Container, Iterator
 from pathlib import Path
 
+from marcli.errors import UsageError
+from marcli.runtime.home import at_home
+
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
 )
@@ -20,6 +23,19 @@ def files_under(folder: Path | str, extensions: Container[str] | None = None) ->
     if extensions is not None:
         files = (file for file in files if has_extension(file, extensions))
     return sorted(files, key=lambda file: file.split(os.sep))
+
+
+def check_outside(data_path: str, place: Path, *, option: str) -> None:
+    """Raise UsageError where the folder `place`, given as `option`, would be a class of the images at `data_path`."""
+    images, inside = at_home(data_path).resolve(), place.resolve()
+    if data_path == "digits" or not (images.is_dir() and inside.is_relative_to(images)):
+        return
+    is_hidden = any(part.startswith(".") for part in inside.relative_to(images).parts)
+    if not is_hidden and not files_under(images, {".parquet"}):
+        raise UsageError(
+            f"{place} lies among the images of data.path {data_path!r}, where it would become a class: choose a folder "
+            f"elsewhere with {option}"
+        )
 
 
 def has_extension(file: str, extensions: Container[str]) -> bool:

@@ -34,6 +34,22 @@ def test_says_what_would_happen_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("command", "place"), [("train", "--out={}"), ("cache-latents", "data.latents={}")])
+def test_what_would_become_a_class_of_the_images_is_refused(
+    command: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "photos")
+    given = [command, "digits", "--dry-run"]
+    for refused in ([f"data.path={tmp_path}/photos", place.format("cat/x")], ["data.path=."]):
+        assert run([*given, *refused]) == 2
+        assert "would become a class: choose a folder elsewhere with" in capsys.readouterr().err
+    for fine in ([f"data.path={tmp_path}/photos", place.format("../x")], ["data.path=.", place.format(".x")]):
+        assert run([*given, *fine]) == 0
+    (tmp_path / "photos" / "0.parquet").touch()
+    assert run([*given, "data.path=."]) == 0
+
+
 def test_a_training_says_its_work(capsys: pytest.CaptureFixture[str]) -> None:
     """Forward and backward of 15 % of the tokens in the encoder, all in the decoder and four draws in the head."""
     run(["train", "recipes/mar_b.yaml", "--dry-run", "--json"])
