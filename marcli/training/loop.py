@@ -103,9 +103,10 @@ def report_withheld(job: Job, guard: NonFiniteGuard, records: list[StepRecord], 
             with path.open("a") as file:
                 file.write(json.dumps({"step": record.step, "loss": str(record.loss), "images": images}) + "\n")
         if guard.exhausted(record.streak):
+            skips = job.recipe.train.nan_policy == "skip"
+            skip = "" if skips else " set train.nan_policy=skip and run it again,"
             raise MarcliError(
                 f"the loss of step {record.step} is {record.loss} (gradient norm {record.grad_norm}). "
                 f"Training stopped; what is in {job.run.checkpoints} is from before it and the batch is in {path}. "
-                "Look at those images, set train.nan_policy=skip and run it again, or train with a lower train.lr in "
-                "another folder (--out)"
+                f"Look at those images,{skip} or train with a lower train.lr in another folder (--out)"
             )

@@ -122,7 +122,8 @@ def test_a_bad_loss_stops_the_run_and_keeps_the_last_checkpoint(recipe, start, t
 
     job = start(recipe(), tmp_path)
     poison(job, {7})
-    with pytest.raises(MarcliError, match=r"the loss of step 8 is nan.*lower train.lr in another folder"):
+    advice = r"set train.nan_policy=skip and run it again, or train with a lower train.lr in another folder"
+    with pytest.raises(MarcliError, match=rf"the loss of step 8 is nan.*Look at those images, {advice}"):
         run_training(job)
     assert [entry.name for entry in job.run.checkpoints.iterdir()] == ["step-00000005"]
     record = json.loads((tmp_path / "nonfinite.jsonl").read_text())
@@ -149,7 +150,7 @@ def test_skipping_is_bounded(recipe, start, tmp_path):
 
     job = start(recipe(nan_policy="skip", steps=30), tmp_path)
     poison(job, set(range(3, 30)))
-    with pytest.raises(MarcliError, match=r"the loss of step 13 is nan"):
+    with pytest.raises(MarcliError, match=r"the loss of step 13 is nan.* at those images, or train with a lower"):
         run_training(job)
 
 
