@@ -177,6 +177,7 @@ def read_manifest(folder: Path) -> dict:
         manifest = json.loads((folder / MANIFEST).read_text())
         plan = CachePlan.from_json(manifest["plan"])
         complete = len(manifest["shards"]) == plan.num_shards and manifest["hash"] == content_hash(manifest)
+        complete = complete and {"made_with", "data_path"} <= manifest.keys()
     except FileNotFoundError:
         state = "is not finished" if (folder / PLAN).exists() else "does not exist"
         raise MarcliError(f"the latent cache {folder} {state}: run marcli cache-latents RECIPE") from None

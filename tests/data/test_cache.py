@@ -307,12 +307,16 @@ def test_a_truncated_file_is_found_without_verifying_and_repaired(make, copied, 
     assert file.read_bytes() == (whole / "latents.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("part", ["header", "labels", "manifest", "missing"])
+@pytest.mark.parametrize("part", ["header", "labels", "manifest", "facts", "missing"])
 def test_other_damage_is_found(make, copied, part) -> None:
     file = copied / "latents.safetensors"
     content = bytearray(file.read_bytes())
     if part == "missing":
         file.unlink()
+    elif part == "facts":  # which the hash leaves out
+        manifest = json.loads((copied / "manifest.json").read_text())
+        del manifest["made_with"]
+        (copied / "manifest.json").write_text(json.dumps(manifest))
     elif part == "manifest":
         manifest = json.loads((copied / "manifest.json").read_text())
         manifest["plan"]["scale"] = 2.0
