@@ -20,7 +20,6 @@ from marcli.cli.tokenize import tokenize
 from marcli.cli.train import train
 from marcli.runtime.home import words_at_home
 
-FEW_CORES = 8
 EXAMPLES = {
     tokenize: "marcli tokenize photos/ --tokenizer kl16 --out runs/tokenizer",
     cache_latents: "marcli cache-latents recipes/mar_l.yaml data.path=/data/imagenet --gpus 4",
@@ -70,12 +69,13 @@ def root(
 
 
 def wait_briefly() -> None:
-    """On few cores, have OpenMP's threads sleep soon while they wait for each other; before torch is imported.
+    """Where others keep this machine busy, have OpenMP's threads sleep soon while they wait; before torch is imported.
 
-    By default they spin for milliseconds, which keeps a core from the very thread they wait for: on a virtual machine
-    of two cores one other program made sampling 27 times slower. Many threads, though, take long to wake.
+    By default they spin for milliseconds and keep a core from the very thread they wait for: beside four busy programs,
+    sampling small pictures on two cores took three times as long. On a quiet machine it is spinning that is faster.
     """
-    if (os.cpu_count() or 1) <= FEW_CORES and "OMP_WAIT_POLICY" not in os.environ:
+    is_busy = os.getloadavg()[0] > (os.cpu_count() or 1) / 2
+    if is_busy and "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # what libgomp itself takes where it knows of the others
 
 
