@@ -11,7 +11,7 @@ from marcli.bench.stand_in import stand_in_system
 from marcli.recipe.reader import read_recipe
 from marcli.runtime.memory import release_freed_memory
 from marcli.sampling.engine.build import build_engine
-from marcli.sampling.engine.linear import can_pack
+from marcli.sampling.engine.linear import onednn_pays
 
 CPU = torch.device("cpu")
 
@@ -65,6 +65,6 @@ def test_weights_that_are_shared_count_once_and_packed_ones_too():
     engine = build_engine(system, name="fast", device=torch.device("cpu"), precision="fp32")
     plain, both = bytes_held(system.model), bytes_held(system.model, engine.model)
     assert sum(plain.values()) == sum(parameter.nbytes for parameter in system.model.parameters())
-    packed = 2 * 4 * 512 * 512 * can_pack(torch.empty(512, 512))  # both layers of the residual block
+    packed = 2 * 4 * 512 * 512 * onednn_pays(torch.empty(512, 512))  # both layers of the residual block
     assert packed <= sum(both.values()) - sum(plain.values()) < packed + 2**17
     assert both.items() >= plain.items()

@@ -11,7 +11,7 @@ from marcli.errors import UsageError
 from marcli.sampling.engine import denoise
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.engine.fast import FastEngine, fast_twin
-from marcli.sampling.engine.linear import MOST_ROWS_FP32, PackedLinear, can_pack
+from marcli.sampling.engine.linear import MOST_ROWS_WITHOUT_AVX512, PackedLinear, onednn_pays
 from marcli.sampling.engine.plain import PlainEngine
 from tests.model.tiny import COMBINATIONS, model, recipe, system
 from tests.reference.pairs import HERE, build, read_pair
@@ -90,26 +90,31 @@ def test_converting_part_by_part_is_converting_the_model(name, combination):
     assert torch.equal(latents(given), latents(expected))
 
 
-@pytest.mark.parametrize("rows", [3, MOST_ROWS_FP32 + 1])
+@pytest.mark.parametrize("has_avx512", [True, False])
+@pytest.mark.parametrize("rows", [3, MOST_ROWS_WITHOUT_AVX512 + 1])
 @pytest.mark.parametrize("width", [48, 512])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["none", "gelu", "swish"])
-def test_packed_linear(activation, dtype, width, rows):
+def test_packed_linear(activation, dtype, width, rows, has_avx512, monkeypatch):
+    monkeypatch.setattr("marcli.sampling.engine.linear.HAS_AVX512", has_avx512)
     weight, bias, x = (torch.randn(*shape).to(dtype) for shape in ((512, width), (512,), (2, rows, width)))
     weight /= width**0.5
     packed = PackedLinear(weight, bias, activation=activation, pack=True)
-    assert (packed.packed is not None) == can_pack(weight)
-    assert (packed.weight is None) == (dtype == torch.bfloat16 and can_pack(weight))
+    assert (packed.packed is not None) == onednn_pays(weight)
+    assert (packed.weight is None) == (dtype == torch.bfloat16 and onednn_pays(weight))
     plain = PackedLinear(weight.double(), bias.double(), activation=activation, pack=False)
     assert plain.packed is None
     expected = plain(x.double())
-    error = (packed(x).double() - expected).abs().max() / expected.abs().max()
-    assert error < (2e-6 if dtype == torch.float32 else 2e-2)
+    unpacked = PackedLinear(weight, bias, activation=activation, pack=False)
+    assert unpacked.packed is None and unpacked.fused == (dtype == torch.float32 and has_avx512 and onednn_pays(weight))
+    for linear in (packed, unpacked):
+        error = (linear(x).double() - expected).abs().max() / expected.abs().max()
+        assert error < (2e-6 if dtype == torch.float32 else 2e-2)
 
 
 def test_small_weights_are_not_packed_in_fp32():
-    assert not can_pack(torch.randn(512, 511))
-    assert can_pack(torch.randn(512, 512)) == torch.backends.mkldnn.is_available()
+    assert not onednn_pays(torch.randn(512, 511))
+    assert onednn_pays(torch.randn(512, 512)) == torch.backends.mkldnn.is_available()
 
 
 class HostWaits(TorchDispatchMode):

@@ -21,7 +21,7 @@ from marcli.sampling.engine import linear
 from marcli.sampling.engine.denoise import Body
 from marcli.sampling.engine.few_rows import FewRows
 
-linear.can_pack = lambda weight: False  # as on a GPU
+linear.onednn_pays = lambda weight: False  # as on a GPU
 
 def exact(net, x, modulations):
     x = net.token_embed(x)

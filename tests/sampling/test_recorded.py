@@ -161,7 +161,7 @@ from marcli.sampling.engine.plain import PlainEngine
 from tests.model import tiny
 
 torch._dynamo.config.fail_on_recompile_limit_hit = True
-linear.can_pack = lambda weight: False  # as on a GPU
+linear.onednn_pays = lambda weight: False  # as on a GPU
 tiny.BACKBONES["masked"] |= {"encoder_depth": 6, "decoder_depth": 6}  # more blocks than dynamo would recompile for
 
 def latents(engine, labels):

@@ -1,7 +1,8 @@
-"""Linear layers whose weights are laid out for the matrix units once, before generation starts.
+"""Linear layers through oneDNN, their weights laid out for the matrix units once, before generation starts.
 
-A library call on plain weights re-orders them every time (bf16) or reads them badly (fp32 at a few rows),
-which at the head's 2 to 64 rows costs more than the product itself. oneDNN takes weights in its own layout.
+A library call on plain weights re-orders them every time (bf16) or reads them badly (fp32 at a few rows), which at the
+head's 2 to 64 rows costs more than the product itself. Where there is AVX-512 oneDNN's products in fp32 are the faster
+ones at any number of rows, on plain weights as well, and bias and activation come with them.
 """
 
 from typing import Literal
@@ -16,10 +17,11 @@ from marcli.runtime.accelerator import cpu_has_bf16
 Activation = Literal["none", "gelu", "swish"]
 ACTIVATIONS = {"none": lambda x: x, "gelu": F.gelu, "swish": F.silu}
 EXACT_GELU = "none"  # oneDNN's name for the GELU without tanh
-# In fp32, where plain weights are no disaster: a packed product starts 20 us later, and gains nothing in cache or at
-# full speed (measured with AVX2: widths of 512 and more, up to 128 rows).
-SMALLEST_PACKED_FP32 = 512 * 512
-MOST_ROWS_FP32 = 128
+HAS_AVX512 = torch.cpu.get_capabilities().get("avx512_f", False)
+# A product of oneDNN starts 20 us later, which a small weight in fp32 does not make up for. Without AVX-512 packed
+# weights gain nothing at many rows, and activations are slow in fp32 (measured with AVX2, up to 128 rows).
+SMALLEST_FP32 = 512 * 512
+MOST_ROWS_WITHOUT_AVX512 = 128
 
 
 class PackedLinear(nn.Module):
@@ -31,19 +33,20 @@ class PackedLinear(nn.Module):
         """`pack` asks for a packed copy; fp32 keeps `weight` beside it for many rows, bf16 does not."""
         super().__init__()
         self.activation = activation
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach()) if pack and can_pack(weight) else None
-        self.weight = None if self.packed is not None and weight.dtype == torch.bfloat16 else weight.detach()
+        is_fp32 = weight.dtype == torch.float32
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach()) if pack and onednn_pays(weight) else None
+        self.weight = weight.detach() if is_fp32 or self.packed is None else None
         self.bias = bias.detach()
+        self.fused = onednn_pays(weight) and HAS_AVX512 if is_fp32 else self.packed is not None
 
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
-        activation = ACTIVATIONS[self.activation]
-        if self.weight is None:
+        activation, weight = ACTIVATIONS[self.activation], self.weight if self.packed is None else self.packed
+        if self.fused:
             algorithm = EXACT_GELU if self.activation == "gelu" else ""
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.activation, [], algorithm)
-        if self.packed is None or x.shape[:-1].numel() > MOST_ROWS_FP32:
+            return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, self.activation, [], algorithm)
+        if self.packed is None or x.shape[:-1].numel() > MOST_ROWS_WITHOUT_AVX512:
             return activation(F.linear(x, self.weight, self.bias))
-        # Outside of the product, for oneDNN's own activations are slow in fp32.
-        return activation(torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], ""))
+        return activation(torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], ""))
 
 
 def packed(linear: nn.Linear, *, activation: Activation = "none", pack: bool) -> PackedLinear:
@@ -51,13 +54,13 @@ def packed(linear: nn.Linear, *, activation: Activation = "none", pack: bool) ->
     return PackedLinear(linear.weight, linear.bias, activation=activation, pack=pack)
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN has its own layout for this weight, and it pays: on a CPU, in fp32 if the weight is large, in bf16
-    if the CPU multiplies it."""
+def onednn_pays(weight: Tensor) -> bool:
+    """Whether oneDNN has a product for this weight that pays: on a CPU, in fp32 if the weight is large, in bf16 if the
+    CPU multiplies it."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     if weight.dtype == torch.float32:
-        return weight.numel() >= SMALLEST_PACKED_FP32
+        return weight.numel() >= SMALLEST_FP32
     return weight.dtype == torch.bfloat16 and cpu_has_bf16()
