@@ -87,6 +87,7 @@ def our_step(recipe, precision, gpus):
         warmup=0,
         first_step=0,
         open_window=[],
+        open_streak=0,
     )
     parameters, guard = list(model.parameters()), NonFiniteGuard("stop", processes.device, streak=0)
     batches = feed.batches(0, TOTAL)
