@@ -4,18 +4,21 @@ but for `-m gpu`."""
 import os
 
 import pytest
+from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one process per core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-from jaxtyping import install_import_hook
-
-install_import_hook(["marcli.model", "marcli.sampling", "marcli.metrics"], "beartype.beartype")
+CHECKED = ["marcli.model", "marcli.sampling", "marcli.metrics"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide the GPUs before anything looks for them: what most tests compare are the numbers of a CPU."""
+    """Check annotations, and hide the GPUs before anything looks for them: most tests compare the numbers of a CPU.
+
+    On a GPU code is compiled, which the checks would break into pieces.
+    """
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        install_import_hook(CHECKED, "beartype.beartype")

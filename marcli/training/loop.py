@@ -85,9 +85,8 @@ def forward_backward(job: Job, batch: Batch) -> Tensor:
         last = i == len(parts) - 1
         with contextlib.nullcontext() if last else job.processes.accelerator.no_sync(job.forward):
             latents, labels, draws = job.to_device(part)
-            loss = job.forward(latents, labels, draws, part.num_known).float().mean() * (len(part.labels) / share)
-            loss.backward()
-        total += loss.detach()
+            settings = dict(num_known=part.num_known, share=len(part.labels) / share, first=i == 0)
+            total += job.backward(latents, labels, draws, **settings)
     return total
 
 

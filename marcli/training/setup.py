@@ -22,6 +22,7 @@ from marcli.runtime.seeding import item_seed
 from marcli.tokenizer.base import Tokenizer
 from marcli.tokenizer.build import build_tokenizer, prepare_tokenizer, save_tokenizer
 from marcli.training.agreement import Agreement
+from marcli.training.backward import Backward, build_backward
 from marcli.training.blocks import checkpoint_activations, compile_blocks, compiling_pays
 from marcli.training.checkpoint import Trained, load_checkpoint, newest_checkpoint
 from marcli.training.ema import Ema
@@ -47,6 +48,7 @@ class Job:
     tokenizer: Tokenizer
     model: nn.Module
     forward: nn.Module  # the model behind autocast and gradient averaging
+    backward: Backward
     trained: Trained
     feed: Feed
     total: int
@@ -115,6 +117,7 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
         compile_blocks(model)
     if recipe.train.activation_checkpointing:
         checkpoint_activations(model)
+    forward = processes.accelerator.prepare(model)
     return Job(
         recipe=recipe,
         run=run,
@@ -123,7 +126,8 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
         source=source,
         tokenizer=tokenizer,
         model=model,
-        forward=processes.accelerator.prepare(model),
+        forward=forward,
+        backward=build_backward(forward, model, recipe.train, processes, total=total),
         trained=trained,
         feed=Feed(
             recipe,

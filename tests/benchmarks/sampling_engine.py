@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=64, help="AR steps")
     parser.add_argument("--diffusion-steps", type=int, default=100)
     parser.add_argument("--every", type=int, default=16, help="measure every n-th AR step; 1: whole generations")
-    parser.add_argument("--rounds", type=int, default=3, help="measured rounds, after one that is dropped")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds, after those that warm up")
     parser.add_argument(
         "--candidates",
         nargs="+",
@@ -240,10 +240,11 @@ def main() -> None:
     held: dict[str, int | None] = {}
     with contextlib.ExitStack() as stack:
         turns = {name: stack.enter_context(started(contestant, options, name, folder)) for name in names}
-        for number in range(options.rounds + 1):
+        dropped = 2 if options.device == "cuda" else 1  # the second round records what comes again
+        for number in range(dropped + options.rounds):
             for name, turn in turns.items():
                 parts, held[name] = turn()
-                if number > 0:
+                if number >= dropped:
                     rounds[name].append(parts)
     report(options, rounds, held)
 

@@ -71,7 +71,7 @@ def test_the_plain_pictures_and_no_wait_for_the_host(combination, settings, comp
     plain, fast = engine_of(of, "plain", GPU), engine_of(of, "auto", GPU, compiled=compiled)
     assert fast.name == "fast"
     with caplog.at_level(logging.WARNING, logger="marcli"):
-        for seed in (0, 1, 0):  # recorded in the first batch or the second, replayed in the third
+        for seed in (0, 1, 0):  # recorded in the second batch, replayed in the third
             assert alike(generated(fast, seed), generated(plain, seed))
     assert not caplog.records  # which would tell of what could not be recorded or compiled
     tape = fast.draw_tape(seed=2, indices=range(3)).to(GPU)

@@ -7,11 +7,12 @@ import weakref
 import pytest
 import torch
 
+from marcli.runtime.graphs import Recorded
 from marcli.sampling.engine.compiled import FastOrPlain, compilable, compile_parts
 from marcli.sampling.engine.dit import DiTEngine
 from marcli.sampling.engine.fast import FastEngine, fast_twin, record_parts
 from marcli.sampling.engine.plain import PlainEngine
-from marcli.sampling.engine.recorded import Recorded, recorded_dit
+from marcli.sampling.engine.recorded import recorded_dit
 from tests.model.tiny import COMBINATIONS, model, recipe
 from tests.sampling.alone import run_alone
 
@@ -41,9 +42,9 @@ def latents(engine, seed=0):
     return engine.latents(labels=LABELS, tape=engine.draw_tape(seed=seed, indices=range(3)), on_step=None)
 
 
-def recorded_engine(whole, of, capture, *, at_once=True):
+def recorded_engine(whole, of, capture):
     engine = FastEngine(whole, of)
-    record_parts(engine.model, capture, at_once=at_once)
+    record_parts(engine.model, capture)
     return engine
 
 
@@ -60,10 +61,10 @@ def test_same_pictures_from_recordings(combination, settings):
     of = recipe(*combination, cfg=3.0, **settings)
     whole, capture = model(of), Again()
     if combination[0] == "dit":
-        plain, engine = DiTEngine(whole, of), DiTEngine(recorded_dit(whole, capture, at_once=True), of)
+        plain, engine = DiTEngine(whole, of), DiTEngine(recorded_dit(whole, capture), of)
     else:
         plain, engine = PlainEngine(whole, of), recorded_engine(whole, of, capture)
-    for seed in (0, 1):  # the second batch is replayed throughout
+    for seed in (0, 1, 2):  # the second batch is recorded, the third replayed throughout
         captured, replayed = capture.captured, capture.replayed
         expected = latents(plain, seed)
         assert (latents(engine, seed) - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -75,7 +76,8 @@ def test_one_recording_per_count_of_tokens_serves_every_guidance():
     of = recipe("masked", "random", "diffusion", cfg=3.0)
     capture = Again()
     engine = recorded_engine(model(of), of, capture)
-    latents(engine)
+    for _ in range(3):
+        latents(engine)
     counts = {step.count for step in engine.schedule}
     assert capture.captured == len(counts) + len(engine.schedule)
 
@@ -83,7 +85,7 @@ def test_one_recording_per_count_of_tokens_serves_every_guidance():
 def test_one_batch_records_its_head_and_the_second_its_transformer():
     of = recipe("masked", "random", "diffusion", cfg=3.0, steps=6)
     whole, capture = model(of), Again()
-    engine = recorded_engine(whole, of, capture, at_once=False)
+    engine = recorded_engine(whole, of, capture)
     counts = [step.count for step in engine.schedule]
     recurring = {count for count in counts if counts.count(count) > 1}
     assert 0 < len(recurring) < len(set(counts)), "the test would show nothing"
@@ -94,7 +96,9 @@ def test_one_batch_records_its_head_and_the_second_its_transformer():
 
 
 def test_a_result_survives_the_next_replay():
-    recorded = Recorded(lambda tensors, setting: tensors[0] * setting, Again(), at_once=True)
+    recorded = Recorded(lambda tensors, setting: tensors[0] * setting, Again())
+    for setting in (2, 3):
+        recorded([torch.tensor([0.0])], setting)
     first = recorded([torch.tensor([1.0])], 2)
     second = recorded([torch.tensor([5.0])], 2)
     assert first.item() == 2 and second.item() == 10 and recorded([torch.tensor([5.0])], 3).item() == 15
@@ -125,7 +129,7 @@ def test_after_a_failure_the_function_itself_runs_and_one_line_says_why(caplog):
     expected = latents(PlainEngine(whole, of))
     assert all((each - expected).abs().max() <= 1e-5 * expected.abs().max() for each in given)
     assert {record.message for record in caplog.records} == {
-        "sampling goes on without further CUDA graphs: CUDA error: operation not permitted when stream is capturing"
+        "going on without further CUDA graphs: CUDA error: operation not permitted when stream is capturing"
     }
     assert len(caplog.records) == 2  # one for the head, one for the backbone
 

@@ -32,8 +32,8 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def take_step(job, batch, window):
-    guard = NonFiniteGuard("stop", job.processes.device, streak=0)
+def take_step(job, batch, window, guard=None):
+    guard = guard or NonFiniteGuard("stop", job.processes.device, streak=0)
     loss = forward_backward(job, batch)
     norm = gradient_norm(list(job.model.parameters()))
     skip = guard.withhold(loss, norm)

@@ -12,9 +12,10 @@ from marcli.model.order import raster_order
 from marcli.model.process.gaussian import reverse_sample
 from marcli.model.process.solvers import solver_steps
 from marcli.recipe.schema import Recipe
+from marcli.runtime.graphs import CudaGraphs
 from marcli.sampling.engine.base import head_sampling
 from marcli.sampling.engine.compiled import compile_parts
-from marcli.sampling.engine.recorded import CudaGraphs, recorded_dit
+from marcli.sampling.engine.recorded import recorded_dit
 from marcli.sampling.reveal import OnStep
 from marcli.sampling.tape import Tape, picture_generator
 
@@ -85,4 +86,4 @@ class FastDiTEngine(DiTEngine):
         """Changes `model`; `compiled` spends a minute or so of the first batch for all the others."""
         if compiled:
             compile_parts(model.transformer.transformer_blocks)
-        super().__init__(recorded_dit(model, CudaGraphs(), at_once=compiled), recipe)
+        super().__init__(recorded_dit(model, CudaGraphs()), recipe)

@@ -10,12 +10,13 @@ from marcli.model.backbone.causal import CausalBackbone
 from marcli.model.backbone.masked import MaskedBackbone
 from marcli.model.head.diffusion import DiffusionHead
 from marcli.recipe.schema import Recipe
+from marcli.runtime.graphs import Capture, CudaGraphs
 from marcli.sampling.engine.compiled import add_kernels, compilable, compile_parts
 from marcli.sampling.engine.convert import Convert, unchanged, without
 from marcli.sampling.engine.denoise import FastDiffusionHead
 from marcli.sampling.engine.features import FeatureCache
 from marcli.sampling.engine.plain import PlainEngine
-from marcli.sampling.engine.recorded import Capture, CudaGraphs, RecordedBackbone, RecordedHead
+from marcli.sampling.engine.recorded import RecordedBackbone, RecordedHead
 from marcli.sampling.engine.transformer import FastCausalBackbone, FastMaskedBackbone
 
 
@@ -38,7 +39,7 @@ class FastEngine(PlainEngine):
                 compile_parts(compilable(twin))
                 if isinstance(twin.head, FastDiffusionHead):
                     add_kernels(twin.head.body)
-            record_parts(twin, CudaGraphs(), at_once=compiled)
+            record_parts(twin, CudaGraphs())
         super().__init__(twin, recipe)
 
     def feature_cache(self) -> FeatureCache:
@@ -54,12 +55,12 @@ def fast_twin(model: AutoregressiveModel, convert: Convert = unchanged) -> Autor
     return twin.eval()
 
 
-def record_parts(twin: AutoregressiveModel, capture: Capture, *, at_once: bool) -> None:
-    """Run the fast parts of a twin through recordings, made `at_once` or when something comes again."""
+def record_parts(twin: AutoregressiveModel, capture: Capture) -> None:
+    """Run the fast parts of a twin through recordings."""
     if isinstance(twin.backbone, FastMaskedBackbone | FastCausalBackbone):
-        twin.backbone = RecordedBackbone(twin.backbone, capture, at_once=at_once)
+        twin.backbone = RecordedBackbone(twin.backbone, capture)
     if isinstance(twin.head, FastDiffusionHead):
-        twin.head = RecordedHead(twin.head, capture, at_once=at_once)
+        twin.head = RecordedHead(twin.head, capture)
 
 
 def fast_part(part: nn.Module, convert: Convert) -> nn.Module:
