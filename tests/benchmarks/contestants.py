@@ -12,7 +12,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def started(prepare: Callable[..., Callable[[], Any]], *arguments: object) -> Iterator[Callable[[], Any]]:
-    """A function that lets the contestant take a turn and returns what comes of it.
+    """A function that lets the contestant take a turn, with arguments, and returns what comes of it.
 
     `prepare(*arguments)`, run in the new process, gives the function that takes a turn there.
     """
@@ -22,9 +22,9 @@ def started(prepare: Callable[..., Callable[[], Any]], *arguments: object) -> It
     process.start()
     there.close()
 
-    def turn() -> Any:
+    def turn(*given: object) -> Any:
         try:
-            here.send(True)
+            here.send(given)
             return here.recv()
         except (EOFError, BrokenPipeError):
             raise SystemExit("A contestant failed, as said above.") from None
@@ -33,12 +33,12 @@ def started(prepare: Callable[..., Callable[[], Any]], *arguments: object) -> It
         yield turn
     finally:
         with contextlib.suppress(BrokenPipeError):  # a contestant that failed has said why and is gone
-            here.send(False)
+            here.send(None)
         process.join()
 
 
 def take_turns(connection: Connection, prepare: Callable[..., Callable[[], Any]], arguments: tuple) -> None:
-    """Take a turn for every message but the last."""
+    """Take a turn for the arguments in every message but the last."""
     turn = prepare(*arguments)
-    while connection.recv():
-        connection.send(turn())
+    while (given := connection.recv()) is not None:
+        connection.send(turn(*given))

@@ -43,7 +43,7 @@ from tests.benchmarks.contestants import started
 
 PUBLISHED_NAMES = {"mar_b": "mar_base", "mar_l": "mar_large", "mar_h": "mar_huge"}
 Seconds = dict[str, float]
-Turn = Callable[[], Seconds]
+Turn = Callable[[int], Seconds]  # of a batch size
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -84,9 +84,9 @@ def our_turn(options: argparse.Namespace, name: str, precision: str) -> Turn:
 
 
 @torch.inference_mode()
-def some_steps(engine: Engine, options: argparse.Namespace) -> Seconds:
+def some_steps(engine: Engine, options: argparse.Namespace, batch: int) -> Seconds:
     """Seconds of transformer and head at some AR steps, from random known tokens, scaled to all steps."""
-    model, batch, now = engine.model, options.batch_size, partial(settled, engine.device, options.clock)
+    model, now = engine.model, partial(settled, engine.device, options.clock)
     tape = engine.draw_tape(seed=0, indices=range(batch)).to(engine.device)
     condition = model.condition(torch.arange(batch, device=engine.device))
     guided = options.cfg > 1
@@ -106,10 +106,10 @@ def some_steps(engine: Engine, options: argparse.Namespace) -> Seconds:
     return {part: value * len(engine.schedule) / len(steps) for part, value in seconds.items()}
 
 
-def whole_generation(engine: Engine, options: argparse.Namespace) -> Seconds:
+def whole_generation(engine: Engine, options: argparse.Namespace, batch: int) -> Seconds:
     """Seconds of a generation."""
-    tape = engine.draw_tape(seed=0, indices=range(options.batch_size)).to(engine.device)
-    labels = torch.arange(options.batch_size, device=engine.device)
+    tape = engine.draw_tape(seed=0, indices=range(batch)).to(engine.device)
+    labels = torch.arange(batch, device=engine.device)
     start = settled(engine.device, options.clock)
     engine.latents(labels=labels, tape=tape, on_step=None)
     return {"whole": settled(engine.device, options.clock) - start}
@@ -136,10 +136,10 @@ class TimedParts:
 
         setattr(owner, method, watched)
 
-    def turn(self, generate: Callable[[], object]) -> Seconds:
-        """Seconds of each part in one generation, scaled to all steps."""
+    def turn(self, generate: Callable[[Tensor], object], batch: int) -> Seconds:
+        """Seconds of each part in one generation of a batch, scaled to all steps."""
         self.seconds = {"transformer": 0.0, "head": 0.0}
-        generate()
+        generate(torch.arange(batch, device=self.options.device))
         timed = len(range(self.options.every // 2, self.options.steps, self.options.every))
         return {part: value * self.options.steps / timed for part, value in self.seconds.items()}
 
@@ -151,9 +151,8 @@ def as_published_turn(options: argparse.Namespace, precision: str) -> Turn:
     sampler, parts = AsPublished(model.to(options.device), recipe), TimedParts(options)
     parts.watch(sampler, "z_of_all", "transformer", lambda tokens, hidden, c: c.new_zeros(*hidden.shape, c.shape[-1]))
     parts.watch(sampler, "draw", "head", lambda z, guidance: z.new_zeros(len(z), model.token_dim))
-    labels = torch.arange(options.batch_size, device=options.device)
 
-    def generate() -> None:
+    def generate(labels: Tensor) -> None:
         with torch.autocast(options.device, dtype=torch.bfloat16, enabled=precision == "bf16"):
             sampler.tokens(labels)
 
@@ -176,12 +175,11 @@ def published_turn(options: argparse.Namespace, folder: str) -> Turn:
     parts.watch(model, "forward_mae_encoder", "transformer", lambda tokens, mask, condition: None)
     parts.watch(model, "forward_mae_decoder", "transformer", lambda x, mask: mask.float().new_zeros(*mask.shape, width))
     parts.watch(model.diffloss, "sample", "head", lambda z, *_: z.new_zeros(len(z), model.token_embed_dim))
-    labels = torch.arange(options.batch_size, device=options.device)
 
     @torch.inference_mode()
-    def generate() -> None:
+    def generate(labels: Tensor) -> None:
         with torch.autocast("cuda", dtype=torch.float16, enabled=options.device == "cuda"):
-            model.sample_tokens(bsz=options.batch_size, num_iter=options.steps, cfg=options.cfg, labels=labels)
+            model.sample_tokens(bsz=len(labels), num_iter=options.steps, cfg=options.cfg, labels=labels)
 
     return partial(parts.turn, generate)
 
@@ -195,11 +193,11 @@ def settled(device: torch.device, clock: str) -> float:
 
 def contestant(
     options: argparse.Namespace, candidate: str, folder: str | None
-) -> Callable[[], tuple[Seconds, int | None]]:
+) -> Callable[[int], tuple[Seconds, int | None]]:
     """A candidate in its own process: its turns, and the most bytes of GPU memory that it has held until then."""
     torch.set_num_threads(options.threads)
     turn = turn_of(options, candidate, folder)
-    return lambda: (turn(), torch.cuda.max_memory_reserved() if options.device == "cuda" else None)
+    return lambda batch: (turn(batch), torch.cuda.max_memory_reserved() if options.device == "cuda" else None)
 
 
 def turn_of(options: argparse.Namespace, candidate: str, folder: str | None) -> Turn:
@@ -213,10 +211,10 @@ def turn_of(options: argparse.Namespace, candidate: str, folder: str | None) -> 
 
 
 def main() -> None:
-    """Print one line per candidate, then one JSON line."""
+    """Print one line per batch size and candidate, then one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="mar_b")
-    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1], help="from the smallest to the largest")
     parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=64, help="AR steps")
     parser.add_argument("--diffusion-steps", type=int, default=100)
@@ -236,22 +234,27 @@ def main() -> None:
     names = options.candidates
     if folder:
         names = [*names, "published-fp32" if options.device == "cpu" else "published-fp16"]
-    rounds: dict[str, list[Seconds]] = {name: [] for name in names}
-    held: dict[str, int | None] = {}
+    records = {}
     with contextlib.ExitStack() as stack:
         turns = {name: stack.enter_context(started(contestant, options, name, folder)) for name in names}
-        dropped = 2 if options.device == "cuda" else 1  # the second round records what comes again
-        for number in range(dropped + options.rounds):
-            for name, turn in turns.items():
-                parts, held[name] = turn()
-                if number >= dropped:
-                    rounds[name].append(parts)
-    report(options, rounds, held)
-
-
-def report(options: argparse.Namespace, rounds: dict[str, list[Seconds]], held: dict[str, int | None]) -> None:
-    """Medians, and how often each candidate fits into the time of the first and of the published code."""
+        for batch in options.batch_size:
+            records[str(batch)] = measured(options, turns, batch)
     load = Path("/proc/loadavg")
+    context = {**vars(options), "load": load.read_text().split()[:3] if load.exists() else None}
+    print(json.dumps({"settings": context, "results": records}))
+
+
+def measured(options: argparse.Namespace, turns: dict[str, Callable[..., Any]], batch: int) -> dict[str, dict]:
+    """Let the candidates take turns at a batch; print and return the medians, and how often each fits into the time of
+    the first and of the published code."""
+    rounds: dict[str, list[Seconds]] = {name: [] for name in turns}
+    held: dict[str, int | None] = {}
+    dropped = 2 if options.device == "cuda" else 1  # the second round records what comes again
+    for number in range(dropped + options.rounds):
+        for name, turn in turns.items():
+            parts, held[name] = turn(batch)
+            if number >= dropped:
+                rounds[name].append(parts)
     records, first = {}, next(iter(rounds))
     for name, runs in rounds.items():
         parts = {part: statistics.median(run[part] for run in runs) for part in runs[0]}
@@ -266,9 +269,9 @@ def report(options: argparse.Namespace, rounds: dict[str, list[Seconds]], held: 
         detail = ", ".join(f"{part} {value:.2f}" for part, value in parts.items())
         ratios = ", ".join(f"{ratio:.2f}x of {other}" for other, ratio in times.items())
         memory = "" if held[name] is None else f"  {held[name] / 2**30:.2f} GiB"
-        print(f"{name:20s} {sum(parts.values()):8.2f} s ({detail})  {ratios}{memory}")
-    context = {**vars(options), "load": load.read_text().split()[:3] if load.exists() else None}
-    print(json.dumps({"settings": context, "results": records}))
+        line = f"batch {batch:3d} {name:18s} {sum(parts.values()):8.2f} s ({detail})  {ratios}{memory}"
+        print(line, flush=True)
+    return records
 
 
 if __name__ == "__main__":

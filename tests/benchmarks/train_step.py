@@ -222,26 +222,35 @@ def published_step(folder, recipe, precision, device):
     return step
 
 
-def contestant(name, folder, recipe, precision, gpus):
-    """Return a function that takes some steps and gives the wall seconds and processor seconds of one."""
-    count = GPU_STEPS if count_gpus(gpus) else 1
-    if name != "ours":
-        device = torch.device("cuda" if count_gpus(gpus) else "cpu")
-        others = {"plain": plain_step, "published": partial(published_step, folder)}
-        step = others[name](recipe, precision, device)
-    else:
-        device = start_processes(precision=precision, gpus=gpus).device
-        step = our_step(recipe, precision, gpus)
+def contestant(name, folder, options, precision):
+    """Return a function that takes some steps of a batch size and gives the wall and processor seconds of one."""
+    on_gpu = count_gpus(options.gpus) > 0
+    device, count = torch.device("cuda" if on_gpu else "cpu"), GPU_STEPS if on_gpu else 1
+    ways = {
+        "ours": lambda recipe: our_step(recipe, precision, options.gpus),
+        "plain": lambda recipe: plain_step(recipe, precision, device),
+        "published": lambda recipe: published_step(folder, recipe, precision, device),
+    }
+    made = {}
 
-    def timed_steps():
+    def timed_steps(batch):
+        if batch not in made:
+            made.clear()
+            made[batch] = ways[name](recipe_of(options, batch))
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(count):
-            step()
-        if device.type == "cuda":
+            made[batch]()
+        if on_gpu:
             torch.cuda.synchronize()
         return (time.perf_counter() - wall) / count, (time.process_time() - cpu) / count
 
     return timed_steps
+
+
+def recipe_of(options, batch):
+    """The recipe at a batch size."""
+    sizes = [f"train.batch_size={batch}", "train.micro_batch_size=null"]
+    return read_recipe(options.recipe, [*sizes, *options.overrides])
 
 
 def main() -> None:
@@ -249,35 +258,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--recipe", default="recipes/mar_b.yaml")
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[4])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--precisions", default="fp32,bf16")
     parser.add_argument("--gpus", default="auto")
     options = parser.parse_intermixed_args()
-    recipe = read_recipe(
-        options.recipe, [f"train.batch_size={options.batch_size}", "train.micro_batch_size=null", *options.overrides]
-    )
     folder, results = os.environ.get("MARCLI_PUBLISHED_MAR"), {}
     names = ["ours", "plain", "published"] if folder else ["ours", "plain"]
     for precision in options.precisions.split(","):
         with contextlib.ExitStack() as stack:
-            facts = (folder, recipe, precision, options.gpus)
+            facts = (folder, options, precision)
             contestants = {name: stack.enter_context(started(contestant, name, *facts)) for name in names}
-            times = {name: [] for name in names}
-            for repeat in range(options.repeats + 2):
-                for name, steps in contestants.items():
-                    spent = steps()
-                    if repeat > 1:  # the first two warm up
-                        times[name].append(spent)
-        for name, spent in times.items():
-            wall, cpu = (statistics.median(column) for column in zip(*spent, strict=True))
-            results[f"{name} {precision}"] = {"seconds": wall, "processor_seconds": cpu}
-            print(f"{name:10} {precision}  {wall:8.3f} s wall  {cpu:8.3f} s processor", flush=True)
-        for name in names[1:]:
-            ratios = [theirs[0] / ours[0] for theirs, ours in zip(times[name], times["ours"], strict=True)]
-            results[f"ours over {name} {precision}"] = statistics.median(ratios)
-            print(f"ours is {statistics.median(ratios):.2f} times as fast as {name} in {precision}", flush=True)
-    print(json.dumps({"batch_size": options.batch_size, "threads": torch.get_num_threads(), **results}))
+            for batch in options.batch_size:
+                key = f"batch {batch}, {precision}"
+                results[key] = measured(contestants, batch, options.repeats, key)
+    print(json.dumps({"threads": torch.get_num_threads(), **results}))
+
+
+def measured(contestants, batch, repeats, title):
+    """Let the contestants take turns; print and return seconds, and how often our step fits into the others'."""
+    times, results = {name: [] for name in contestants}, {}
+    for repeat in range(repeats + 2):
+        for name, steps in contestants.items():
+            spent = steps(batch)
+            if repeat > 1:  # the first two warm up
+                times[name].append(spent)
+    for name, spent in times.items():
+        wall, cpu = (statistics.median(column) for column in zip(*spent, strict=True))
+        results[name] = {"seconds": wall, "processor_seconds": cpu}
+        print(f"{title}: {name:10} {wall:8.4f} s wall  {cpu:8.4f} s processor", flush=True)
+    for name in [name for name in times if name != "ours"]:
+        ratios = [theirs[0] / ours[0] for theirs, ours in zip(times[name], times["ours"], strict=True)]
+        results[f"ours over {name}"] = statistics.median(ratios)
+        print(f"{title}: ours is {statistics.median(ratios):.2f} times as fast as {name}", flush=True)
+    return results
 
 
 if __name__ == "__main__":
