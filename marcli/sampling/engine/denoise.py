@@ -20,7 +20,7 @@ from marcli.model.process.solvers import make_solver, process_for
 from marcli.sampling.engine.linear import PackedLinear, packed
 from marcli.sampling.engine.update import MergedStep, Update, merged_steps
 
-MODULATION_BYTES = 64 * 2**20
+MODULATION_BYTES = 32 * 2**20
 
 
 class FastDiffusionHead(Head):
