@@ -33,7 +33,8 @@ class Train(Section):
         description="on a loss that is not finite: stop at the last checkpoint, or skip up to 9 steps in a row",
     )
     compile: bool | None = Field(
-        default=None, description="compile the blocks and, on the only GPU, record the step; null: on a GPU, for 10,000 steps or more"
+        default=None,
+        description="compile the blocks and, on a single GPU, record the step; null: on a GPU, from 10,000 steps on",
     )
     seed: int = Field(default=0, ge=0, description="of weights, data order, masks and noise")
     log_every: int = Field(default=50, ge=1, description="steps between lines of metrics.jsonl")

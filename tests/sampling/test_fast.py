@@ -1,6 +1,7 @@
 """The fast engine computes the plain engine's pictures, and never makes the host wait for a device."""
 
 import copy
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,23 @@ def test_modulations_in_pieces_give_the_same_pictures(monkeypatch):
     for cap in (1, 10_000):
         monkeypatch.setattr(denoise, "MODULATION_BYTES", cap)
         assert_same(latents(FastEngine(whole, of)), expected)
+
+
+def test_modulations_are_gone_before_there_are_others(monkeypatch):
+    of = recipe("masked", "random", "diffusion", cfg=3.0)
+    engine, made = FastEngine(model(of), of), []
+    modulate = engine.model.head.modulate.forward
+
+    def watched(*arguments):
+        assert all(each() is None for each in made)
+        modulations = modulate(*arguments)
+        made.extend(weakref.ref(each) for each in modulations)
+        return modulations
+
+    monkeypatch.setattr(denoise, "MODULATION_BYTES", 1)
+    monkeypatch.setattr(engine.model.head.modulate, "forward", watched)
+    latents(engine)
+    assert len(made) > len(engine.schedule) * len(engine.model.head.modulate.layers)
 
 
 def test_the_plain_model_is_left_as_it_was():

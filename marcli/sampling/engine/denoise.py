@@ -78,6 +78,7 @@ class FastDiffusionHead(Head):
             modulations = self.modulate(part, conditions)
             for i in range(len(part)):
                 yield [modulation[i] for modulation in modulations]
+            del modulations  # before there are others
 
     def steps(self, process: GaussianProcess, device: torch.device, settings: HeadSampling) -> list[MergedStep]:
         """A solver's steps with their constants on the device; computed once."""
