@@ -6,7 +6,7 @@ several processes the gradients travel during the backward pass, which a recordi
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from marcli.model.head.base import Draws
 from marcli.recipe.train import Train
 from marcli.runtime.accelerator import Processes
-from marcli.runtime.graphs import Capture, CudaGraphs, Recorded
+from marcli.runtime.graphs import MEMORY_KEPT_FREE, Capture, CudaGraphs, Recorded, Replay
 from marcli.training.blocks import compiling_pays
 
 log = logging.getLogger("marcli")
@@ -75,6 +75,29 @@ class RecordedBackward:
         return loss
 
 
+class StepGraphs(CudaGraphs):
+    """CUDA graphs, given that their memory fits beside that of what is not recorded yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fits = False
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+        if not self.fits:
+            torch.cuda.empty_cache()
+            check_room()
+            self.fits = True
+        return super().__call__(function)
+
+
+def check_room() -> None:
+    """Raise MemoryError unless what a step takes for itself, and then gives back, is free more than twice."""
+    free, total = torch.cuda.mem_get_info()
+    step = torch.cuda.max_memory_reserved() - torch.cuda.memory_reserved()
+    if free < 2 * step + MEMORY_KEPT_FREE * total:
+        raise MemoryError(f"a step takes {step / 2**30:.1f} of {free / 2**30:.1f} free GiB of GPU memory")
+
+
 def run_part(
     forward: nn.Module,
     parameters: Sequence[nn.Parameter],
@@ -96,7 +119,7 @@ def build_backward(forward: nn.Module, model: nn.Module, train: Train, processes
     if not recording_pays(train, processes, total):
         return PlainBackward(forward)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return RecordedBackward(forward, parameters, CudaGraphs())
+    return RecordedBackward(forward, parameters, StepGraphs())
 
 
 def recording_pays(train: Train, processes: Processes, total: int) -> bool:

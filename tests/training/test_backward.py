@@ -1,12 +1,13 @@
 """Recorded training steps, with a stand-in for CUDA graphs, beside plain ones."""
 
+import contextlib
 import dataclasses
 import logging
 
 import pytest
 import torch
 
-from marcli.training.backward import RecordedBackward, recording_pays
+from marcli.training.backward import RecordedBackward, check_room, recording_pays
 from marcli.training.metrics_log import Window
 from tests.training.test_step import take_step
 
@@ -87,6 +88,15 @@ def test_what_does_not_fit_alone_is_an_error(recipe, start, tmp_path):
     ours.backward.recorded.function = too_large
     with pytest.raises(torch.OutOfMemoryError):
         train(ours, [0])
+
+
+@pytest.mark.parametrize(("free", "enough"), [(59, False), (61, True)])
+def test_recordings_need_the_memory_of_a_step_twice(monkeypatch, free, enough):
+    """Of 100 bytes a step has taken 30 - 5, and a tenth is kept free."""
+    for name, value in {"mem_get_info": (free, 100), "max_memory_reserved": 30, "memory_reserved": 5}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    with contextlib.nullcontext() if enough else pytest.raises(MemoryError, match="a step takes"):
+        check_room()
 
 
 def test_long_runs_on_the_only_gpu_are_recorded(recipe, processes):

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from marcli.runtime.accelerator import start_processes
-from marcli.runtime.graphs import CudaGraphs
 from marcli.runtime.rundir import RunDir
-from marcli.training.backward import PlainBackward, RecordedBackward
+from marcli.training.backward import PlainBackward, RecordedBackward, StepGraphs
 from marcli.training.loop import forward_backward, run_training
 from marcli.training.metrics_log import Window
 from marcli.training.nonfinite import NonFiniteGuard
@@ -43,7 +42,7 @@ def test_recordings_train_as_autograd_does_and_draw_new_dropout(recipe, tmp_path
         job = job_on("1", recipe(micro_batch_size=micro_batch_size), tmp_path / str(recorded))
         parameters = list(job.model.parameters())
         if recorded:
-            job = dataclasses.replace(job, backward=RecordedBackward(job.forward, parameters, CudaGraphs()))
+            job = dataclasses.replace(job, backward=RecordedBackward(job.forward, parameters, StepGraphs()))
         losses[recorded] = []
         for seed, step in enumerate([*STEPS, 0]):
             torch.manual_seed(seed)
