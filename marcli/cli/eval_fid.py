@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from marcli.sampling.engine.build import EngineName
 
 READERS = 2
+LOOKED_AT = 16  # pictures of a set that say whether it is in colour
 
 
 def eval_fid(
@@ -286,11 +287,13 @@ def measure_pictures(
     from marcli.metrics.collect import collect_pictures
     from marcli.metrics.evaluate import score_features
     from marcli.metrics.pictures import chosen_indices, open_pictures
-    from marcli.metrics.references import open_reference
+    from marcli.metrics.references import check_colour, open_reference
 
     source = open_pictures(place, image_size=image_size)
     indices = chosen_indices(source, num)
     against = open_reference(reference, extractor, image_size=source.image_size, processes=team, workers=READERS)
+    if against is not None and extractor.name == "pixels":
+        check_colour(against, source.read(indices[:: -(-len(indices) // LOOKED_AT)].tolist()))
     folder = results_folder(place, out)
     collected = collect_pictures(source, indices, extractor, folder=folder, processes=team, workers=READERS)
     if collected is None or against is None:
@@ -326,8 +329,8 @@ def measure_system(
     """Measure pictures that a run, published weights or a shared run make on the fly."""
     from marcli.cli.eval_report import write_report
     from marcli.metrics.evaluate import score_features
-    from marcli.metrics.references import open_reference
-    from marcli.sampling.evaluation import collect_samples, evaluation_folder, system_settings
+    from marcli.metrics.references import check_colour, open_reference
+    from marcli.sampling.evaluation import collect_samples, colours_of, evaluation_folder, system_settings
     from marcli.sampling.load import load_system
     from marcli.sampling.sample import chosen_classes
 
@@ -341,6 +344,8 @@ def measure_system(
     against = open_reference(
         reference or system.recipe.data, extractor, image_size=size, processes=team, workers=READERS
     )
+    if against is not None and extractor.name == "pixels":
+        check_colour(against, colours_of(system))
     results = []
     for seed in seeds:
         collected = collect_samples(

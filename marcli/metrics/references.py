@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from marcli.errors import MarcliError, UsageError
 from marcli.metrics.extract import extract_read, network_batches
@@ -326,6 +327,16 @@ def check_size(name: str, theirs: int | None, ours: int) -> None:
         raise UsageError(
             f"The reference {name} was made from pictures of {theirs} pixels, and the samples have {ours}: make one "
             "for this size with --make-stats."
+        )
+
+
+def check_colour(reference: Reference, pictures: UInt8[Tensor, "batch channels side side"]) -> None:
+    """Raise UsageError where raw pixels of grey pictures would be compared with any of these in colour."""
+    is_colour = bool((pictures != pictures[:, :1]).any())
+    if is_colour and reference.gaussian.dim == pictures[0, 0].numel():
+        raise UsageError(
+            f"The reference {reference.name} holds grey pictures only, and the samples are in colour: their pixels do "
+            "not compare. Give a --reference in colour, or measure with --features inception."
         )
 
 

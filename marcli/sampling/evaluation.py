@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from marcli import __version__
 from marcli.metrics.collect import Collected, collect
@@ -36,6 +38,14 @@ def evaluation_folder(system: Named | System) -> Path:
     """Return where a system's evaluations lie: in its run, or under eval/ for weights that came from elsewhere."""
     run = Path(system.name)
     return run / "eval" if run.is_dir() else Path("eval") / system.recipe.name
+
+
+def colours_of(system: System) -> UInt8[Tensor, "1 channels side side"]:
+    """Return a picture of random colours as the tokenizer gives it back: grey where samples cannot be in colour."""
+    data, tokenizer = system.recipe.data, system.tokenizer
+    shape = (1, data.channels, data.image_size, data.image_size)
+    noise = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return tokenizer.decode(tokenizer.sample(tokenizer.encode(noise), None))
 
 
 def collect_samples(

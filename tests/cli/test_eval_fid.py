@@ -12,8 +12,11 @@ from PIL import Image
 
 from marcli.cli import eval_fid as eval_command
 from marcli.cli.app import run
+from marcli.data.images import open_images
 from marcli.metrics import features
+from marcli.recipe.schema import Recipe
 from marcli.sampling import evaluation
+from marcli.tokenizer.build import new_tokenizer, save_tokenizer
 from tests.model import tiny
 from tests.sampling.runs import write_run
 
@@ -156,6 +159,40 @@ def test_weights_without_their_pictures_need_a_reference(run_folder, capsys):
     arguments = [run_folder / "weights.safetensors", "--features", "pixels", "--gpus", "0"]
     assert run(["eval-fid", *map(str, arguments)]) == 2
     assert "give --reference, for ImageNet ADM's" in capsys.readouterr().err
+
+
+def noise(folder: Path, channels: int) -> Path:
+    """Six pictures of 8x8 pixels, of which the first is grey."""
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, channels), dtype=np.uint8)
+    pixels[0] = pixels[0, :, :, :1]
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture.repeat(3 // channels, axis=2)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_pixels_in_colour_and_a_grey_reference_are_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    grey, colour = noise(tmp_path / "grey", 1), noise(tmp_path / "colour", 3)
+    tree = tiny.recipe("masked", "random", "diffusion", batch_size=20).model_dump(mode="json")
+    tree["data"] |= {"path": str(colour), "channels": 3, "num_classes": 1}
+    made = write_run(tmp_path / "run", Recipe.model_validate_json(json.dumps(tree)))
+    monkeypatch.setattr("marcli.metrics.collect.collect", lambda *given, **options: pytest.fail("measured"))
+    monkeypatch.setattr(evaluation, "collect", lambda *given, **options: pytest.fail("sampled"))
+    for given in ([made], ["--images", colour]):
+        arguments = [*given, "--reference", grey, "--features", "pixels", "--gpus", "0"]
+        assert run(["eval-fid", *map(str, arguments)]) == 2
+        assert "grey holds grey pictures only, and the samples are in colour" in capsys.readouterr().err
+
+
+def test_a_grey_codebook_in_three_channels_is_measured_in_one(tmp_path, measure):
+    """Its pictures are grey, although the recipe says colour."""
+    tree = tiny.recipe("masked", "random", "cross_entropy", steps=1, batch_size=20).model_dump(mode="json")
+    tree["data"]["channels"] = 3
+    recipe = Recipe.model_validate_json(json.dumps(tree))
+    tokenizer = new_tokenizer(recipe.tokenizer, recipe.data, open_images(recipe.data), seed=0, device="cpu")
+    made = write_run(tmp_path / "run", recipe)
+    save_tokenizer(tokenizer, made / "tokenizer", recipe=recipe)
+    assert measure(made, "--num", 20)["metrics"]["fid"] > 0
 
 
 @pytest.mark.slow
