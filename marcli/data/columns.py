@@ -86,6 +86,15 @@ def open_parquet(files: list[Path], data: Data, *, labelled: bool) -> ColumnPict
     return _pictures(table, data, place=place, labelled=labelled)
 
 
+def may_hold_images(file: Path) -> bool:
+    """Whether a parquet file has a column of images; one that cannot be read may, and is named when it is opened."""
+    try:
+        features = datasets.Features.from_arrow_schema(pq.read_schema(file))
+    except ValueError:
+        return True
+    return any(map(_holds_images, features.values()))
+
+
 def with_rows(files: list[Path]) -> list[Path]:
     """Return the parquet files that have rows; `datasets` reads no others, and its errors name no file.
 

@@ -1,23 +1,34 @@
 """A folder of images: one sub-folder per class, classes numbered by sorted name."""
 
 import hashlib
+import logging
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from marcli.data.columns import ColumnPictures
+from marcli.data.columns import ColumnPictures, may_hold_images
 from marcli.data.listing import EXTENSIONS, RESULTS, files_under, has_extension
 from marcli.errors import UsageError
 from marcli.recipe.data import Data
+
+logger = logging.getLogger("marcli.data")
 
 DEFAULT_SPLIT = Data.model_fields["split"].default
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
-def find_parquet(folder: Path, *, split: str) -> list[Path]:
-    """Return the parquet files under `folder`, sorted; only those named after `split` where any is."""
+def find_parquet(folder: Path, *, split: str, image_column: str | None) -> list[Path]:
+    """Return the parquet files under `folder`, sorted; only those named after `split` where any is.
+
+    Files without images (Hugging Face's metadata.parquet is one) beside pictures are left aside, unless `image_column`
+    says where they hold paths.
+    """
     files = [Path(file) for file in files_under(folder, {".parquet"})]
+    if files and image_column is None and not any(map(may_hold_images, files)) and files_under(folder, EXTENSIONS):
+        say_left_aside(files[0], len(files) - 1)
+        return []
     of_split = [file for file in files if file.stem.split("-")[0] == split or split in file.relative_to(folder).parts]
     others = [file for file in files if file.stem.split("-")[0] in SPLIT_NAMES]
     if files and not of_split and others == files:
@@ -25,6 +36,14 @@ def find_parquet(folder: Path, *, split: str) -> list[Path]:
     if files and not of_split:
         check_no_split(folder, split)
     return of_split or files
+
+
+@cache
+def say_left_aside(file: Path, num_others: int) -> None:
+    """Say it once, however often and in however many processes the folder is opened."""
+    others = f" and {num_others:,} more like it" if num_others else ""
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning("left aside %s%s, without images: the pictures beside it are the data set", file, others)
 
 
 def check_no_split(place: Path | str, split: str) -> None:

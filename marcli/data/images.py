@@ -203,7 +203,7 @@ def open_images(data: Data, *, labelled: bool = True) -> ImageSet:
 
         path = at_home(data.path)
         if path.is_dir():
-            parquet = find_parquet(path, split=data.split)
+            parquet = find_parquet(path, split=data.split, image_column=data.image_column)
             if parquet:
                 pictures = open_parquet(parquet, data, labelled=labelled)
             else:

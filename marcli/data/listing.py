@@ -31,11 +31,17 @@ def check_outside(data_path: str, place: Path, *, option: str) -> None:
     if data_path == "digits" or not (images.is_dir() and inside.is_relative_to(images)):
         return
     is_hidden = any(part.startswith(".") for part in inside.relative_to(images).parts)
-    if not is_hidden and not files_under(images, {".parquet"}):
+    if not is_hidden and not _holds_parquet_images(images):
         raise UsageError(
             f"{place} lies among the images of data.path {data_path!r}, where it would become a class: choose a folder "
             f"elsewhere with {option}"
         )
+
+
+def _holds_parquet_images(folder: Path) -> bool:
+    from marcli.data.columns import may_hold_images
+
+    return any(may_hold_images(Path(file)) for file in files_under(folder, {".parquet"}))
 
 
 def has_extension(file: str, extensions: Container[str]) -> bool:

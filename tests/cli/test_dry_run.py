@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from marcli.cli.app import run
@@ -46,6 +48,10 @@ def test_what_would_become_a_class_of_the_images_is_refused(
         assert "would become a class: choose a folder elsewhere with" in capsys.readouterr().err
     for fine in ([f"data.path={tmp_path}/photos", place.format("../x")], ["data.path=.", place.format(".x")]):
         assert run([*given, *fine]) == 0
+    metadata = tmp_path / "photos" / "metadata.parquet"
+    pq.write_table(pa.table({"file_name": ["cat/0.png"]}), metadata)
+    assert run([*given, "data.path=."]) == 2
+    metadata.unlink()
     (tmp_path / "photos" / "0.parquet").touch()
     assert run([*given, "data.path=."]) == 0
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -292,6 +293,31 @@ def test_of_several_parquet_files_the_one_that_does_not_fit_is_named(tmp_path) -
     other.write_bytes(other.read_bytes()[:200])
     with pytest.raises(MarcliError, match=r"b.parquet cannot be read as parquet"):
         open_images(data(tmp_path))
+
+
+def test_a_parquet_file_without_images_beside_pictures_is_left_aside(folder, caplog) -> None:
+    """`datasets` calls such a folder an image folder, and the file its metadata."""
+    expected = open_images(data(folder))
+    rows = datasets.Dataset.from_dict({"file_name": ["cat/0.png", "dog/1.PNG"], "text": ["a cat", "a dog"]})
+    rows.to_parquet(folder / "metadata.parquet")
+    assert greys(open_images(data(folder))) == greys(open_images(data(folder))) == greys(expected)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"left aside {folder / 'metadata.parquet'}, without images: the pictures beside it are the data set"
+    ]
+    with pytest.raises(UsageError, match=r"data.image_column 'nothing' is not in"):
+        open_images(data(folder, image_column="nothing"))
+    write_parquet(folder / "rows.parquet", rows=3)
+    (folder / "metadata.parquet").unlink()
+    assert greys(open_images(data(folder))) == [0, 1, 2]
+
+
+def test_a_split_of_pictures_is_found_beside_their_metadata(folder, tmp_path, caplog) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(folder / "cat", tmp_path / "set" / split / "cat")
+        datasets.Dataset.from_dict({"file_name": ["cat/0.png"]}).to_parquet(tmp_path / "set" / split / "x.parquet")
+    save(tmp_path / "set" / "test" / "cat" / "9.png", 200)
+    assert greys(open_images(data(tmp_path / "set", split="test"))) == [0, 1, 2, 200]
+    assert f"left aside {tmp_path / 'set' / 'test' / 'x.parquet'} and 1 more like it, without images" in caplog.text
 
 
 def test_files_are_listed_folder_by_folder_and_hashed_by_relative_name(tmp_path) -> None:
