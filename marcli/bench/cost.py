@@ -16,7 +16,6 @@ from marcli.recipe.model import CausalBackbone, CrossEntropyHead, DiffusionHead,
 from marcli.recipe.schema import Recipe
 
 TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding, in the diffusion head and in a DiT
-PARTS = ("encoder", "decoder", "head", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,6 @@ class Cost:
     def flops(self) -> float:
         """Operations of one image."""
         return sum(component.flops for component in self.components.values())
-
-    def part(self, name: str) -> float:
-        """Operations of one image in `encoder`, `decoder`, `head` or `tokenizer`."""
-        return sum(component.flops for key, component in self.components.items() if key.split("/")[0] == name)
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Share of every part in the operations, in 0..1."""
-        return {name: self.part(name) / self.flops for name in PARTS if self.part(name)}
 
     def weight_reads(self) -> float:
         """Parameters read from memory per batch, when nothing stays in a cache between two evaluations."""
@@ -238,29 +228,3 @@ def last_block_saving(recipe: Recipe) -> float:
     predicts_all = recipe.order == "confidence"
     wanted = [before - (0 if predicts_all else after) for before, after in pairwise(hidden)]
     return halves(recipe) * sum((whole - new) * (2.0 * weights + 4.0 * whole * width) for new in wanted)
-
-
-def exact_savings(recipe: Recipe) -> dict[str, float]:
-    """Operations per image that a masked model with a diffusion head can leave out without changing a result.
-
-    They add up, except that the first AR step also appears in its share of the decoder's other entries (1/steps).
-    """
-    backbone, tokens = recipe.model.backbone, recipe.num_tokens
-    if not (isinstance(backbone, MaskedBackbone) and isinstance(recipe.model.head, DiffusionHead)):
-        return {}
-    width, ratio, buffer, guided = backbone.width, backbone.mlp_ratio, backbone.buffer_size, halves(recipe)
-    hidden = hidden_counts(tokens, recipe.sampling_steps)
-    new = [0, *(before - after for before, after in pairwise(hidden))]
-    old = sum(buffer + tokens - count - last for count, last in zip(hidden[:-1], new[:-1], strict=True))
-    passes = denoising_steps(recipe.sample.diffusion_steps, recipe.sample.max_timestep)
-    head, whole = head_parameters(recipe), buffer + tokens
-    first = backbone.encoder_depth * block_flops(buffer, buffer, width, ratio) + 2 * buffer * width**2
-    first += backbone.decoder_depth * block_flops(whole, whole, width, ratio)
-    return {
-        "last decoder block for new tokens only": last_block_saving(recipe),
-        "first AR step once per class": guided * first,
-        "condition once per token": guided * 2.0 * tokens * (passes - 1) * head["condition"],
-        "time once per diffusion step": guided * 2.0 * tokens * passes * head["time"],
-        "first encoder block, projections of old tokens": guided * 6.0 * width**2 * old,
-        "first decoder block, projections of mask tokens": guided * 6.0 * width**2 * sum(hidden),
-    }

@@ -7,7 +7,7 @@ versions, so that no number travels alone.
 import platform
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -15,12 +15,9 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from jaxtyping import Bool, Float, Shaped
-from torch import Tensor
+from jaxtyping import Bool, Float
 
 from marcli import __version__
-from marcli.errors import MarcliError
-from marcli.metrics.extract import blank_pictures
 from marcli.metrics.features import Extractor, merge_grey_channels
 from marcli.metrics.frechet import frechet_distance
 from marcli.metrics.references import Reference, check_comparable
@@ -65,37 +62,6 @@ class EvalResult:
     def record(self) -> dict[str, Any]:
         """The result as a JSON object."""
         return asdict(self)
-
-
-def evaluate(
-    batches: Iterable[Shaped[Tensor, "_ channels _ _"]],
-    extractor: Extractor,
-    reference: Reference,
-    *,
-    inception_splits: str = "torch-fidelity",
-    rounding: str = "generated",
-    source: dict[str, Any] | None = None,
-) -> EvalResult:
-    """Return the scores of 8-bit pictures that come in batches of one size; raises MarcliError and UsageError."""
-    features, blank, sizes = [], [], set()
-    for images in batches:
-        sizes.add(tuple(images.shape[2:]))
-        if len(sizes) > 1:
-            raise MarcliError(f"The pictures have different sizes: {' and '.join(map(str, sorted(sizes)))}.")
-        features.append(extractor(images))
-        blank.append(blank_pictures(images))
-    if not features:
-        raise MarcliError("There are no pictures to evaluate.")
-    return score_features(
-        np.concatenate(features),
-        np.concatenate(blank),
-        extractor,
-        reference,
-        image_size=sizes.pop()[1],
-        inception_splits=inception_splits,
-        rounding=rounding,
-        source=source or {},
-    )
 
 
 def score_features(

@@ -65,7 +65,7 @@ class RunDir:
         return status if isinstance(status, dict) and "state" in status else None
 
 
-def newest_run(root: str | Path = "runs") -> RunDir | None:
-    """Return the run under `root` whose weights are the latest, or None."""
-    weights = [path for path in Path(root).glob("*/weights.safetensors") if (path.parent / "recipe.yaml").is_file()]
+def newest_run() -> RunDir | None:
+    """Return the run under `runs/` whose weights are the latest, or None."""
+    weights = [path for path in Path("runs").glob("*/weights.safetensors") if (path.parent / "recipe.yaml").is_file()]
     return RunDir(max(weights, key=lambda path: path.stat().st_mtime).parent) if weights else None

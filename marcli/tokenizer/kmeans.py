@@ -33,11 +33,6 @@ class KMeansTokenizer(Tokenizer):
         self.register_buffer("codebook", torch.full((codebook_size, channels * shape.stride**2), float("nan")))
         self.row_dtype = torch.uint8 if shape.codebook_size is None else torch.uint16
 
-    @property
-    def is_fitted(self) -> bool:
-        """Whether a codebook was learned or loaded."""
-        return not bool(self.codebook.isnan().any())
-
     def fit(self, images: ImageSet, *, seed: int) -> None:
         """Learn the codebook from up to 200,000 patches; raises MarcliError when there are fewer patches than codes."""
         from sklearn.cluster import KMeans, MiniBatchKMeans

@@ -80,16 +80,17 @@ def test_lock_removes_leftovers_and_survives_a_torn_text(tmp_path: Path) -> None
         assert list(run.checkpoints.iterdir()) == []
 
 
-def test_status_and_newest_run(tmp_path: Path) -> None:
-    assert newest_run(tmp_path) is None and RunDir(tmp_path).read_status() is None
+def test_status_and_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert newest_run() is None and RunDir(tmp_path).read_status() is None
     for age, name in ((300, "old"), (100, "new"), (0, "no_recipe")):
-        run = RunDir(tmp_path / name)
+        run = RunDir(tmp_path / "runs" / name)
         run.write_status("stopped", step=3)
         run.weights_path.write_bytes(b"")
         os.utime(run.weights_path, (time.time() - age,) * 2)
         if name != "no_recipe":
             run.recipe_path.write_text("")
-    assert newest_run(tmp_path).path.name == "new"
+    assert newest_run().path.name == "new"
     status = run.read_status()
     assert (status["state"], status["step"], status["pid"]) == ("stopped", 3, os.getpid())
 
