@@ -22,12 +22,14 @@ LESS_COMMON = ("cfg_schedule", "max_timestep", "clip_denoised", "confidence_temp
 class Point:
     """One setting of one system. `steps` counts AR steps and is None for a DiT; `label` is what a plot writes.
 
-    `unusual` are sampling settings other than their defaults that no other field and no preset implies.
+    `approximations` are what runs over the engine, in words; `unusual` are sampling settings other than their defaults
+    that no other field and no preset implies.
     """
 
     system: str
     family: str
-    engine: str
+    bare_engine: str
+    approximations: tuple[str, ...]
     engine_class: EngineClass
     batch_size: int
     steps: int | None
@@ -52,9 +54,10 @@ class Point:
         return ", ".join([*parts, *(f"{name} {value}" for name, value in shown.items()), f"batch {self.batch_size}"])
 
     @property
-    def bare_engine(self) -> str:
-        """The engine's name without the approximations that run over it."""
-        return self.engine.partition(" + ")[0]
+    def engine(self) -> str:
+        """The engine's name with the approximations that run over it."""
+        named = ", ".join(self.approximations)
+        return f"{self.bare_engine} + {named}" if named else self.bare_engine
 
     @property
     def other_swept(self) -> tuple[tuple[str, float | bool | str | None], ...]:
@@ -108,7 +111,7 @@ class Measurement:
         point = record.pop("point")
         point |= {name: dict(point[name]) for name in ("unusual", "swept")}
         derived = {"images_per_second": self.images_per_second, "roofline_share": self.roofline_share}
-        return {"key": self.point.key, **point, **record, **derived}
+        return {"key": self.point.key, "engine": self.point.engine, **point, **record, **derived}
 
 
 def family_of(recipe: Recipe) -> str:
@@ -129,16 +132,15 @@ def point_of(
     is_default: bool,
     weights: str = "ema",
 ) -> Point:
-    """The point that `recipe.sample` describes; with an approximation on, the engine is named after it."""
+    """The point that `recipe.sample` describes; with an approximation on, `engine_class` is that of all such."""
     sample, causal = recipe.sample, isinstance(recipe.model.backbone, CausalBackbone)
-    named = ", ".join(departures(sample.approximate))
-    if named:
-        engine, engine_class = f"{engine} + {named}", "approximate"
+    approximations = tuple(departures(sample.approximate))
     return Point(
         system=system,
         family=family_of(recipe),
-        engine=engine,
-        engine_class=engine_class,
+        bare_engine=engine,
+        approximations=approximations,
+        engine_class="approximate" if approximations else engine_class,
         batch_size=sample.batch_size,
         steps=recipe.sampling_steps,
         diffusion_steps=diffusion_steps_of(recipe),
@@ -146,7 +148,7 @@ def point_of(
         temperature=sample.temperature,
         kv_cache=causal and sample.kv_cache is not False,
         weights=weights,
-        preset=sample.approximate.preset if named else None,
+        preset=sample.approximate.preset if approximations else None,
         unusual=unusual_settings(sample),
         swept=swept,
         is_default=is_default,

@@ -16,14 +16,24 @@ from marcli.errors import UsageError
 
 
 def measurement(
-    seconds, *, system="run", steps=8, family="MAR Diff Loss", fid=None, engine="plain", engine_class="plain", **point
+    seconds,
+    *,
+    system="run",
+    steps=8,
+    family="MAR Diff Loss",
+    fid=None,
+    engine="plain",
+    engine_class="plain",
+    approximations=(),
+    **point,
 ):
     causal, is_dit = family.startswith("AR"), family == "DiT"
     return Measurement(
         point=Point(
             system=system,
             family=family,
-            engine=engine,
+            bare_engine=engine,
+            approximations=approximations,
             engine_class=engine_class,
             batch_size=4,
             steps=None if is_dit else steps,
@@ -224,7 +234,7 @@ def test_a_sweep_has_one_curve_per_engine_and_preset():
     kinds = [
         {"engine": "plain"},
         {"engine": "fast", "engine_class": "lossless"},
-        {"engine": "fast + lazy", "engine_class": "approximate", "preset": "lazy"},
+        {"engine": "fast", "approximations": ("lazy",), "engine_class": "approximate", "preset": "lazy"},
     ]
     points = [measurement(1.0, swept=(("cfg", value),), **kind) for kind in kinds for value in (3.0, 1.0)]
     series = swept_series(points, "cfg")
@@ -235,7 +245,10 @@ def test_a_sweep_has_one_curve_per_engine_and_preset():
 def test_a_swept_approximation_is_one_curve_although_it_names_the_engine():
     points = [
         measurement(
-            1.0, engine=f"fast + final_diffusion_steps {value}", swept=(("approximate.final_diffusion_steps", value),)
+            1.0,
+            engine="fast",
+            approximations=(f"final_diffusion_steps {value}",),
+            swept=(("approximate.final_diffusion_steps", value),),
         )
         for value in (5, 10)
     ]
@@ -244,15 +257,16 @@ def test_a_swept_approximation_is_one_curve_although_it_names_the_engine():
 
 @pytest.mark.parametrize("systems", [["run"], ["a_run", "another_run"]])
 def test_long_names_are_not_cut(tmp_path, systems):
-    engines = [f"fast + head_guidance_refresh {number}" for number in range(2, 6)]
+    switches = [f"head_guidance_refresh {number}" for number in range(2, 6)]
     points = [
-        measurement(1.0 + number, fid=10.0, engine=engine, system=system)
-        for number, engine in enumerate(engines)
+        measurement(1.0 + number, fid=10.0, engine="fast", approximations=(switch,), system=system)
+        for number, switch in enumerate(switches)
         for system in systems
     ]
     points.append(measurement(1.0, fid=9.0, system=systems[0]))
     names = [name for name, _ in series_of(points)]
-    assert names[0] == (engines[0] if systems == ["run"] else f"MAR Diff Loss (a_run), {engines[0]}")
+    first = f"fast + {switches[0]}"
+    assert names[0] == (first if systems == ["run"] else f"MAR Diff Loss (a_run), {first}")
     draw_tradeoff(points, tmp_path / "tradeoff.png", distance="FID", conditions="made up")
     with Image.open(tmp_path / "tradeoff.png") as picture:
         edges = np.asarray(picture.convert("L"))[:, [0, 1, 2, -3, -2, -1]]
@@ -278,6 +292,13 @@ def test_record_is_json():
     record = json.loads(json.dumps(measurement(0.5, swept=(("kv_cache", True),)).record(), allow_nan=False))
     assert record["images_per_second"] == 2
     assert record["swept"] == {"kv_cache": True}
+
+
+def test_a_record_names_the_engine_alone_and_with_its_approximations():
+    record = measurement(0.5, engine="a + b", approximations=("lazy", "solver ddim")).record()
+    assert (record["bare_engine"], record["engine"]) == ("a + b", "a + b + lazy, solver ddim")
+    assert record["approximations"] == ("lazy", "solver ddim")
+    assert measurement(0.5).record()["engine"] == "plain"
 
 
 def test_a_command_may_name_any_path(tmp_path):
