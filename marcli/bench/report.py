@@ -140,8 +140,21 @@ def conditions(report: dict[str, Any]) -> list[str]:
     return lines + report["notes"]
 
 
+def has_swept(path: Path) -> bool:
+    """Whether the `bench.json` at `path` has swept points, so that its bench drew `sweep.png`; False if it is none."""
+    try:
+        return any(point["swept"] for point in json.loads(path.read_text(encoding="utf-8"))["points"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def write_report(report: dict[str, Any], measurements: Sequence[Measurement], folder: Path) -> list[Path]:
-    """Write `bench.json` and `report.md` into `folder`, the numbers first; return their paths."""
+    """Write `bench.json` and `report.md` into `folder`, the numbers first; return their paths.
+
+    The `sweep.png` of a former bench goes before, for this one may draw none.
+    """
+    if has_swept(folder / "bench.json"):
+        (folder / "sweep.png").unlink(missing_ok=True)
     lines = ["# Speed and quality", "", f"`{report['command']}`", ""]
     lines += ["![Speed against quality](tradeoff.png)", ""]
     lines.append(markdown_tables(measurements))

@@ -301,13 +301,27 @@ def test_a_record_names_the_engine_alone_and_with_its_approximations():
     assert measurement(0.5).record()["engine"] == "plain"
 
 
-def test_a_command_may_name_any_path(tmp_path):
+def write(folder, *measurements, command="marcli bench"):
     facts = {"marcli": "0", "torch": "2", "device": "CPU", "threads": 1, "precision": "fp32", "seed": 0}
     facts |= {"machine": {"flops_per_second": 1e9}, "memory_counts": "resident", "quality": "", "notes": []}
-    facts |= {"command": "marcli bench --out x\udcff", "regressions": [], "missing": []}
-    points = [measurement(1.0)]
-    write_report(facts | {"points": [each.record() for each in points]}, points, tmp_path)
+    facts |= {"command": command, "regressions": [], "missing": []}
+    write_report(facts | {"points": [each.record() for each in measurements]}, measurements, folder)
+
+
+def test_a_command_may_name_any_path(tmp_path):
+    write(tmp_path, measurement(1.0), command="marcli bench --out x\udcff")
     assert b"`marcli bench --out x\xff`" in (tmp_path / "report.md").read_bytes()
+
+
+@pytest.mark.parametrize("before", ["swept", "not swept", "damaged", "foreign", "absent"])
+def test_the_sweep_of_an_earlier_bench_goes_and_a_picture_of_others_stays(tmp_path, before):
+    if before in ("swept", "not swept"):
+        write(tmp_path, measurement(1.0, swept=(("cfg", 1.0),) if before == "swept" else ()))
+    elif before != "absent":
+        (tmp_path / "bench.json").write_text('{"points": ' + ("[1]}" if before == "foreign" else "["))
+    (tmp_path / "sweep.png").write_bytes(b"picture")
+    write(tmp_path, measurement(1.0))
+    assert (tmp_path / "sweep.png").exists() == (before != "swept")
 
 
 def test_narrow_terminal_loses_no_number(monkeypatch, capsys):
