@@ -1,7 +1,7 @@
 """Labelled square pictures by index, wherever they lie.
 
 Opening reads names and labels only; nothing is decoded. A broken picture is therefore found when it is first read.
-With `data.on_broken: fail` that stops with its name. With `skip` it is named once, and
+With `data.on_broken: fail` that stops with its name. With `skip` it is named once by all processes together, and
 - `batches` (metrics, tokenizer reports) leaves it out,
 - `fetch` (training without a cache) puts the next readable picture **with that picture's label** in its place, so
   every process and every resume still sees the same batch, and no label ever belongs to another picture.
@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ from marcli.data.listing import EXTENSIONS, has_extension
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
 from marcli.runtime.home import at_home
+from marcli.runtime.once import is_first
 
 logger = logging.getLogger("marcli.data")
 
@@ -56,6 +58,7 @@ class ImageSet:
         self._pictures = pictures
         self._on_broken = on_broken
         self._broken: dict[int, str] = {}
+        self._naming = Lock()  # loader threads meet the same picture
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -88,8 +91,11 @@ class ImageSet:
                     f"{name} cannot be read ({error}): repair or remove it; "
                     "training leaves it out with data.on_broken=skip"
                 ) from None
-            self._broken[index] = str(error)
-            logger.warning("skipped %s: %s", name, error)
+            with self._naming:
+                is_known = index in self._broken
+                self._broken[index] = str(error)
+            if not is_known and is_first(f"skipped {self.fingerprint} {index}"):
+                logger.warning("skipped %s: %s", name, error)
             raise
 
     def _decode(self, index: int) -> np.ndarray:

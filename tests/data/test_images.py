@@ -6,6 +6,8 @@ import logging
 import os
 import shutil
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -13,9 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from marcli.data.crop import BrokenImageError
 from marcli.data.digits import open_digits
 from marcli.data.folders import open_folder
 from marcli.data.images import open_images
@@ -139,6 +143,33 @@ def test_a_broken_picture_is_named_once_and_no_label_moves(folder, caplog) -> No
         f"skipped {folder / 'dog' / '1.PNG'}: not an image file that Pillow knows"
     ]
     assert images.skipped == [(str(folder / "dog" / "1.PNG"), "not an image file that Pillow knows")]
+
+
+def test_processes_name_a_broken_picture_once_in_all(folder, caplog) -> None:
+    (folder / "dog" / "1.PNG").write_bytes(b"broken")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with caplog.at_level(logging.WARNING, logger="marcli.data"):
+            for images in (open_images(data(folder)), open_images(data(folder))):  # as each process opens its own
+                images.fetch([4])
+                assert len(images.skipped) == 1
+    finally:
+        dist.destroy_process_group()
+    assert len(caplog.records) == 1
+
+
+def test_threads_that_meet_a_broken_picture_at_once_name_it_once(folder, caplog, monkeypatch) -> None:
+    images, together = open_images(data(folder)), threading.Barrier(2)
+
+    def broken(_):
+        together.wait(10)
+        raise BrokenImageError("damaged")
+
+    monkeypatch.setattr(images, "_decode", broken)
+    with caplog.at_level(logging.WARNING, logger="marcli.data"), ThreadPoolExecutor(2) as pool:
+        errors = [each.exception() for each in [pool.submit(images.square, 4) for _ in range(2)]]
+    assert list(map(str, errors)) == ["damaged"] * 2
+    assert len(caplog.records) == 1
 
 
 def test_a_link_to_nothing_is_a_broken_picture(folder, caplog) -> None:
