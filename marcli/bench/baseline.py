@@ -1,7 +1,7 @@
 """The regression gate: today's numbers against an earlier `bench.json`.
 
-It refuses to compare what is not comparable (another machine, precision, batch size or number of images)
-instead of calling it a regression.
+It refuses to compare what is not comparable (another machine, precision, batch size or number of images) instead of
+calling it a regression.
 """
 
 import json

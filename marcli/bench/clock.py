@@ -1,7 +1,7 @@
 """Time and memory, measured so that two numbers may be compared.
 
-The device is synchronised around every measurement. The time of an image comes from runs in which nothing
-stands in the way, the shares of the parts from one more run in which every part is synchronised on its own.
+The device is synchronised around every measurement. The time of an image comes from runs in which nothing stands in the
+way, the shares of the parts from one more run in which every part is synchronised on its own.
 """
 
 import gc

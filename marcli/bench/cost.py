@@ -1,8 +1,8 @@
 """What an image costs in operations, and what a batch reads in weights, from the recipe alone.
 
-Pure arithmetic, no torch. Costs come as named components ("decoder/blocks", "head/modulation"), so that a
-faster engine can say exactly which operations it leaves out. Operations are 2 per multiply-add of matrix products;
-element-wise work, normalisation and biases are not counted. Guidance counts both halves.
+Pure arithmetic, no torch. Costs come as named components ("decoder/blocks", "head/modulation"), so that a faster engine
+can say exactly which operations it leaves out. Operations are 2 per multiply-add of matrix products; element-wise work,
+normalisation and biases are not counted. Guidance counts both halves.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The measuring loop: points take turns, one batch each, so that a slow minute of the machine slows them all.
 
-The pictures that are timed are the pictures that are judged. Every point has the same number of them, and
-when time runs out all points stop after the same round.
+The pictures that are timed are the pictures that are judged. Every point has the same number of them, and when time
+runs out all points stop after the same round.
 """
 
 import statistics

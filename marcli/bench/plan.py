@@ -1,7 +1,7 @@
 """Which points to measure: step counts of every system, crossed with what is swept.
 
-No torch. A step count that a model cannot take is refused when it was asked for, and left out with a line
-when it comes from the default.
+No torch. A step count that a model cannot take is refused when it was asked for, and left out with a line when it comes
+from the default.
 """
 
 import itertools

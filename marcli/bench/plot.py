@@ -1,7 +1,7 @@
 """The trade-off as a picture: seconds per image against FID, one curve per system (figure 6 of the paper).
 
-Matplotlib is imported here only, without a display. Classes of engines differ by line style, the recipe's
-own setting is a star, and every point carries its step count.
+Matplotlib is imported here only, without a display. Classes of engines differ by line style, the recipe's own setting
+is a star, and every point carries its step count.
 """
 
 import itertools

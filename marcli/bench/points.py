@@ -1,7 +1,7 @@
 """What is measured: a point is one setting of one system, a measurement is what came out.
 
-An engine's class (plain, lossless, approximate) belongs to the point, so results of different classes are
-different points and never share a column.
+An engine's class (plain, lossless, approximate) belongs to the point, so results of different classes are different
+points and never share a column.
 """
 
 from dataclasses import asdict, dataclass, field

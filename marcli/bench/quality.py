@@ -1,7 +1,7 @@
 """The Frechet distance of the pictures that were timed, with its standard error.
 
-Pictures are reduced to moments batch by batch and never kept; the moments stand in a few groups, and leaving
-out one group after the other (the jackknife) tells how far the distance would move with other seeds.
+Pictures are reduced to moments batch by batch and never kept; the moments stand in a few groups, and leaving out one
+group after the other (the jackknife) tells how far the distance would move with other seeds.
 """
 
 import math

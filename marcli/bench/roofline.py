@@ -1,7 +1,7 @@
 """How fast this machine could be at best, and how near a measurement comes.
 
-Peak and bandwidth are measured here and now by one large product and one large copy, in the precision of
-the run, so the share means the same on a laptop and on a GPU nobody has tabulated yet.
+Peak and bandwidth are measured here and now by one large product and one large copy, in the precision of the run, so
+the share means the same on a laptop and on a GPU nobody has tabulated yet.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Systems without trained weights, for measuring speed alone.
 
-Nothing is fetched. A tokenizer gets fresh weights of the published architecture, since decoding noise takes as
-long as decoding pictures.
+Nothing is fetched. A tokenizer gets fresh weights of the published architecture, since decoding noise takes as long as
+decoding pictures.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Writing a latent cache so that it can be killed at any point.
 
-The file has its full size from the start (a full disk is found before any encoding). A shard is encoded, written at
-its place, flushed, and only then recorded in a small file of its own; what is recorded is done, the rest is done again.
+The file has its full size from the start (a full disk is found before any encoding). A shard is encoded, written at its
+place, flushed, and only then recorded in a small file of its own; what is recorded is done, the rest is done again.
 Processes share nothing but the folder, so their number may change between attempts.
 """
 

@@ -1,8 +1,8 @@
 """One encoded picture to one square of bytes: decode, convert, ADM centre crop.
 
 Decided here, once, for every command:
-- The crop is the one of ADM (guided-diffusion), which MAR and DiT use: halve with a box filter while the short
-  side is at least twice the target, then one bicubic resize, then the centre.
+- The crop is the one of ADM (guided-diffusion), which MAR and DiT use: halve with a box filter while the short side
+  is at least twice the target, then one bicubic resize, then the centre.
 - EXIF orientation is ignored, as in the published code.
 - Transparency is laid over white; CMYK and palettes become RGB; 16-bit grey is scaled to 8 bits.
 - A picture with more pixels than Pillow's own warning limit is refused before it is decoded.

@@ -1,10 +1,10 @@
 """Labelled square pictures by index, wherever they lie.
 
-Opening reads names and labels only; nothing is decoded. A broken picture is therefore found when it is first read.
-With `data.on_broken: fail` that stops with its name. With `skip` it is named once by all processes together, and
+Opening reads names and labels only; nothing is decoded. A broken picture is therefore found when it is first read. With
+`data.on_broken: fail` that stops with its name. With `skip` it is named once by all processes together, and
 - `batches` (metrics, tokenizer reports) leaves it out,
-- `fetch` (training without a cache) puts the next readable picture **with that picture's label** in its place, so
-  every process and every resume still sees the same batch, and no label ever belongs to another picture.
+- `fetch` (training without a cache) puts the next readable picture **with that picture's label** in its place, so every
+  process and every resume still sees the same batch, and no label ever belongs to another picture.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Collecting the features of exactly N pictures over processes and interruptions.
 
-Work is cut into units fixed by picture index, and processes take whole ones in turn. What comes out is
-ordered by index, so scores do not depend on who computed what, or when.
+Work is cut into units fixed by picture index, and processes take whole ones in turn. What comes out is ordered by
+index, so scores do not depend on who computed what, or when.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,7 @@
 """Features and a reference to scores, and everything a reader needs to compare them with others.
 
-A Frechet distance is called FID-50k only when it is one, and a result carries its protocol, hashes and
-versions, so that no number travels alone.
+A Frechet distance is called FID-50k only when it is one, and a result carries its protocol, hashes and versions, so
+that no number travels alone.
 """
 
 import platform

@@ -1,7 +1,7 @@
 """Pictures to features at the network's own speed.
 
-Reading, decoding and resizing run in threads ahead of the network. Batches are fixed by picture index,
-so that every picture is computed among the same neighbours on any number of processes and after any interruption.
+Reading, decoding and resizing run in threads ahead of the network. Batches are fixed by picture index, so that every
+picture is computed among the same neighbours on any number of processes and after any interruption.
 """
 
 from collections import deque

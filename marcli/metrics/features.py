@@ -1,7 +1,7 @@
 """What turns pictures into features: raw pixels, Inception, DINOv2, any model of timm, any TorchScript file.
 
-An extractor has two halves. `prepare` (resizing, on the CPU) runs in threads beside the network;
-`network` runs on the device in fp32 and nothing else, so that extraction goes at the network's own speed.
+An extractor has two halves. `prepare` (resizing, on the CPU) runs in threads beside the network; `network` runs on the
+device in fp32 and nothing else, so that extraction goes at the network's own speed.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Frechet distance between two Gaussians, without a matrix square root and without scipy.
 
-tr((S1 S2)^1/2) is the sum of the singular values of L1' L2 for any factors S = L L'. Full rank takes one
-Cholesky factor and a symmetric eigenvalue problem; sets with fewer images than dimensions take their own features as
-the factor, which is exact where S1 S2 has no stable square root.
+tr((S1 S2)^1/2) is the sum of the singular values of L1' L2 for any factors S = L L'. Full rank takes one Cholesky
+factor and a symmetric eigenvalue problem; sets with fewer images than dimensions take their own features as the factor,
+which is exact where S1 S2 has no stable square root.
 """
 
 import numpy as np

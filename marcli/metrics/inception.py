@@ -1,7 +1,7 @@
 """The Inception network of 2015 behind FID and IS, through clean-fid's extractors, from files whose hash is checked.
 
-clean-fid itself loads whatever lies under a fixed name in the world-writable temporary folder. This
-module gives it a file from the user's cache, or one the user names, and only after its sha256 has been compared.
+clean-fid itself loads whatever lies under a fixed name in the world-writable temporary folder. This module gives it a
+file from the user's cache, or one the user names, and only after its sha256 has been compared.
 
 `legacy_tensorflow` is the protocol of ADM's suite and of the MAR paper. `clean` and `legacy_pytorch` resize otherwise,
 and their numbers compare only with their own kind.

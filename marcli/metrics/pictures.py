@@ -1,7 +1,7 @@
 """Pictures to be measured, by index: a folder, an npz as ADM's suite reads it, or a data set of `marcli.data`.
 
-Nothing is skipped and nothing is resized in silence. A broken picture or one of another size stops the
-measurement with its name, because a score of "nearly all" pictures is not a score.
+Nothing is skipped and nothing is resized in silence. A broken picture or one of another size stops the measurement with
+its name, because a score of "nearly all" pictures is not a score.
 """
 
 import hashlib

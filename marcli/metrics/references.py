@@ -1,7 +1,7 @@
 """What samples are compared with: ADM's files, statistics made here, or pictures.
 
-A reference knows which network, protocol and picture size it was made with, and is refused for any
-other. Files that say none of that are taken as ADM's (Inception, TensorFlow's resizing), with a warning otherwise.
+A reference knows which network, protocol and picture size it was made with, and is refused for any other. Files that
+say none of that are taken as ADM's (Inception, TensorFlow's resizing), with a warning otherwise.
 `VIRTUAL_imagenet256_labeled.npz` holds both kinds of knowledge: moments of the training set and 10,000 pictures.
 """
 

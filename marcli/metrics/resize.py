@@ -1,7 +1,7 @@
 """Resizing to the network's input, one function per published convention.
 
-They differ by several grey levels on the same picture (8.5 RMS on noise between the first two), so the
-convention belongs to a score's name.
+They differ by several grey levels on the same picture (8.5 RMS on noise between the first two), so the convention
+belongs to a score's name.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Inception Score, kernel distance, and precision and recall, from features alone and in float64.
 
-Everything random is an argument (an order, index pairs), because published scores differ by nothing more;
-the named protocols at the end say which order and indices their programs use.
+Everything random is an argument (an order, index pairs), because published scores differ by nothing more; the named
+protocols at the end say which order and indices their programs use.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,8 +1,8 @@
 """Features on disk while they are being collected: an interrupted evaluation continues from them.
 
-A folder per setting (its name is the hash of everything the features depend on), a file per unit of
-pictures, named by them, written whole and with its own hash. Any number of processes add to it, and an evaluation of
-more pictures finds what one of fewer left; a damaged file counts as missing.
+A folder per setting (its name is the hash of everything the features depend on), a file per unit of pictures, named by
+them, written whole and with its own hash. Any number of processes add to it, and an evaluation of more pictures finds
+what one of fewer left; a damaged file counts as missing.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Mean and covariance of features: the Gaussian that the Frechet distance compares.
 
-Sums are float64 and merge exactly as one pass would (Chan's update), and a set with fewer images than
-dimensions also keeps the thin factor of its covariance, from which the distance is exact.
+Sums are float64 and merge exactly as one pass would (Chan's update), and a set with fewer images than dimensions also
+keeps the thin factor of its covariance, from which the distance is exact.
 """
 
 from collections.abc import Iterable

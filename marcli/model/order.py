@@ -1,7 +1,7 @@
 """Which tokens are known, and how many are revealed at each step.
 
-An order lists positions in the sequence in which they are revealed: the first `known` entries are
-known, the rest hidden. Counts are plain integers, so every shape is known before a loop starts.
+An order lists positions in the sequence in which they are revealed: the first `known` entries are known, the rest
+hidden. Counts are plain integers, so every shape is known before a loop starts.
 """
 
 import math

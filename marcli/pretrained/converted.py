@@ -1,8 +1,8 @@
 """Foreign files, converted once to safetensors in our names and kept in the user's cache.
 
 A conversion is keyed by the sha256 of its source and holds every set of weights the source has, as `raw.<name>` and
-`ema.<name>`. Both hashes are computed on each use, so neither a changed source nor a damaged
-conversion is ever used unseen.
+`ema.<name>`. Both hashes are computed on each use, so neither a changed source nor a damaged conversion is ever used
+unseen.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The two published layouts of DiT-XL/2: the authors' `DiT-XL-2-256x256.pt` and diffusers' `transformer/`.
 
 Our names are diffusers' with one difference: diffusers stores the embedders of time and class once per block; we keep
-the first block's, having checked that the others are equal. Both layouts come from one table, so a
-fault is reported in the names of the file at hand, and the authors' joint q, k, v are split as diffusers has them.
+the first block's, having checked that the others are equal. Both layouts come from one table, so a fault is reported in
+the names of the file at hand, and the authors' joint q, k, v are split as diffusers has them.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Names to files on this machine: a local copy, the hub's cache, or a download that says its size first.
 
-Everything works without a network from a local copy, and what is missing is named together with the
-place to put it. Endpoint, token and cache of the hub are those of huggingface_hub (HF_ENDPOINT, HF_TOKEN, HF_HOME).
+Everything works without a network from a local copy, and what is missing is named together with the place to put it.
+Endpoint, token and cache of the hub are those of huggingface_hub (HF_ENDPOINT, HF_TOKEN, HF_HOME).
 """
 
 import logging

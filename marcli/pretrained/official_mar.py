@@ -1,8 +1,8 @@
 """The layout of MAR's authors: `checkpoint-last.pth`, and files converted from it name by name.
 
 Their file is a pickle `{"model", "model_ema", "optimizer", "epoch", "args": argparse.Namespace}`; a converted file has
-the tensors of one of the two at its top. The layout is written down here as names and shapes of an
-architecture, so that a fault is reported in the names of the file, before any model is built.
+the tensors of one of the two at its top. The layout is written down here as names and shapes of an architecture, so
+that a fault is reported in the names of the file, before any model is built.
 """
 
 import math

@@ -1,9 +1,9 @@
 """The published files known by name: where each lies, what it holds, and what is known of it.
 
-MAR's authors publish through a file host that scripts cannot use, so the hub's community mirror
-`jadechoghari/mar` is the source. Its converted `mar-base.safetensors` holds the weights before averaging (compared
-tensor by tensor by a third party, who measured FID 5.56 with it instead of 2.31). MAR-B is therefore taken from the
-revision that still has the authors' own file, which holds both; for MAR-L and MAR-H only converted files are known.
+MAR's authors publish through a file host that scripts cannot use, so the hub's community mirror `jadechoghari/mar` is
+the source. Its converted `mar-base.safetensors` holds the weights before averaging (compared tensor by tensor by a
+third party, who measured FID 5.56 with it instead of 2.31). MAR-B is therefore taken from the revision that still has
+the authors' own file, which holds both; for MAR-L and MAR-H only converted files are known.
 """
 
 from dataclasses import dataclass

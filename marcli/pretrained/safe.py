@@ -1,9 +1,9 @@
 """Foreign weight files, read without running anything in them, and put into a module without a gap.
 
-A pickle is read by torch's restricted unpickler, which knows tensors and plain containers, plus
-`argparse.Namespace` because published files carry their command line in one. Files of latent diffusion also name the
-class of a training callback as a key; an empty class stands in for it. A file that needs anything else is refused by
-name. There is no second attempt with fewer restrictions.
+A pickle is read by torch's restricted unpickler, which knows tensors and plain containers, plus `argparse.Namespace`
+because published files carry their command line in one. Files of latent diffusion also name the class of a training
+callback as a key; an empty class stands in for it. A file that needs anything else is refused by name. There is no
+second attempt with fewer restrictions.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """A run on the hub: what `sample` and `eval-fid` need, a manifest of hashes, and a model card made from the run itself.
 
-Nothing of the sharer's machine travels along (folder names are cut off), and an autoencoder that is
-not a published one goes with the run, so that `hub:user/name` is complete.
+Nothing of the sharer's machine travels along (folder names are cut off), and an autoencoder that is not a published one
+goes with the run, so that `hub:user/name` is complete.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """What pydantic found wrong with a recipe, as one sentence in the user's words.
 
-Keys are named by their full dotted path, without the union tags pydantic puts between; an unknown key names the
-nearest one that exists, wherever it stands.
+Keys are named by their full dotted path, without the union tags pydantic puts between; an unknown key names the nearest
+one that exists, wherever it stands.
 """
 
 import difflib

@@ -1,8 +1,8 @@
 """Recipe files: strict YAML, `extends:`, trailing `key=value`, and one sentence for whatever is wrong.
 
-A file that extends another is merged into it key by key, with three rules that keep it readable:
-`name` and `reported` are never inherited, since they say what this file is; a section whose `kind` changes starts
-afresh, since its keys mean something else; and of two keys of which only one may be given, the later wins.
+A file that extends another is merged into it key by key, with three rules that keep it readable: `name` and `reported`
+are never inherited, since they say what this file is; a section whose `kind` changes starts afresh, since its keys mean
+something else; and of two keys of which only one may be given, the later wins.
 """
 
 import difflib

@@ -1,8 +1,8 @@
 """The one place that knows ranks and devices.
 
 Accelerate runs one copy of the program per device. Left alone it starts two unrelated copies when torchrun finds no
-GPU, and it shards or compiles the model where `accelerate launch` was told to, which checkpoints and the average of
-the weights know nothing of; both are made errors here.
+GPU, and it shards or compiles the model where `accelerate launch` was told to, which checkpoints and the average of the
+weights know nothing of; both are made errors here.
 """
 
 import atexit

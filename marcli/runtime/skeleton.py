@@ -1,7 +1,7 @@
 """Modules without values: names and shapes to count, or to give weights to.
 
-On the meta device torch takes seconds to import what it needs for drawing random numbers, only to draw
-none. Here nothing is asked to draw.
+On the meta device torch takes seconds to import what it needs for drawing random numbers, only to draw none. Here
+nothing is asked to draw.
 """
 
 from collections.abc import Callable, Iterator

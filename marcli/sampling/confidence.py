@@ -1,7 +1,7 @@
 """Confidence order ("on the fly", MaskGIT 2202.04200, MAGE 2211.09117): reveal the codes the model is surest of.
 
-Every step draws all hidden codes; those drawn with the highest probability are kept, with Gumbel noise on the
-ranking that fades to zero at the last step. So the order is a result of generation, which `on_step` alone gets to see.
+Every step draws all hidden codes; those drawn with the highest probability are kept, with Gumbel noise on the ranking
+that fades to zero at the last step. So the order is a result of generation, which `on_step` alone gets to see.
 """
 
 import torch

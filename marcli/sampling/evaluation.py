@@ -1,7 +1,7 @@
 """A system's pictures to scores, without pictures on disk: `evaluate(generate(...))`, resumable.
 
-Pictures and features are computed in the same units of indices as `sample` uses for its micro-batches,
-so evaluating on the fly and evaluating the written PNGs see the same pictures.
+Pictures and features are computed in the same units of indices as `sample` uses for its micro-batches, so evaluating on
+the fly and evaluating the written PNGs see the same pictures.
 """
 
 from collections.abc import Iterator, Sequence

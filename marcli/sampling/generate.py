@@ -1,7 +1,7 @@
 """Seeds to images: picture i of seed s is the same on any number of processes, and up to rounding at any batch size.
 
-Pictures are generated in micro-batches that are fixed by their index; a process takes whole ones. Each
-picture's order and noise come from its own generator, so a neighbour never changes it.
+Pictures are generated in micro-batches that are fixed by their index; a process takes whole ones. Each picture's order
+and noise come from its own generator, so a neighbour never changes it.
 """
 
 import logging

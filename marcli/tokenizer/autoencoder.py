@@ -1,7 +1,7 @@
 """Any autoencoder of diffusers, from a folder or the hub, by the class that its config names.
 
-Only classes of diffusers itself are used, never code from the folder. Whether there is a posterior is found by
-encoding one grey image, which also checks the recipe's channels and stride.
+Only classes of diffusers itself are used, never code from the folder. Whether there is a posterior is found by encoding
+one grey image, which also checks the recipe's channels and stride.
 """
 
 import json

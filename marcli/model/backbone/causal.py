@@ -1,8 +1,7 @@
 """The causal transformer (AR): every token sees those before it in the order, and nothing else.
 
-The input is the sequence shifted by one, the class token first. To each input is added the embedding
-of its own position and of the position to be predicted next, so the same stack serves raster and
-random order.
+The input is the sequence shifted by one, the class token first. To each input is added the embedding of its own
+position and of the position to be predicted next, so the same stack serves raster and random order.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """The DiT comparator (2212.09748): one denoiser for the whole grid, diffusion mathematics shared with the head.
 
-The network is diffusers' `DiTTransformer2DModel`. Three of its habits are undone, since they differ from the
-published model: it keeps one copy of the timestep and label embedding per block, it drops labels itself,
-differently in every block, and it spaces the timestep's frequencies over one interval fewer.
+The network is diffusers' `DiTTransformer2DModel`. Three of its habits are undone, since they differ from the published
+model: it keeps one copy of the timestep and label embedding per block, it drops labels itself, differently in every
+block, and it spaces the timestep's frequencies over one interval fewer.
 """
 
 import torch

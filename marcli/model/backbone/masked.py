@@ -1,7 +1,7 @@
 """The masked autoregressive transformer: an MAE whose decoder gives one vector z per hidden token.
 
-Tokens travel in reveal order, so known and hidden ones are slices and nothing is scattered: attention
-does not care where in the sequence a token stands, only which position is embedded in it.
+Tokens travel in reveal order, so known and hidden ones are slices and nothing is scattered: attention does not care
+where in the sequence a token stands, only which position is embedded in it.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Discrete Gaussian diffusion with learned-range variance (Ho 2020; Nichol & Dhariwal 2021).
 
-Everything here is a function of tables computed once in float64. A process is immutable: `respaced`
-returns a new one over fewer timesteps, which remembers the original time of each of its indices.
+Everything here is a function of tables computed once in float64. A process is immutable: `respaced` returns a new one
+over fewer timesteps, which remembers the original time of each of its indices.
 """
 
 import math

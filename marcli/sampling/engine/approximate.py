@@ -2,8 +2,8 @@
 
 - fewer diffusion steps the more tokens are known, since less is left to decide (DiSA, 2505.20297);
 - no unconditional half while guidance is weak;
-- an unconditional transformer run only now and then: its difference from the conditional one changes slowly, so
-  the last one is added in between (LazyMAR, 2503.12450);
+- an unconditional transformer run only now and then: its difference from the conditional one changes slowly, so the
+  last one is added in between (LazyMAR, 2503.12450);
 - between whole runs of the transformer only the tokens that change are computed (see `features`).
 
 Which tokens an AR step reveals is decided before (see `checkerboard`).

@@ -1,5 +1,5 @@
-"""Compiled code for the parts of the fast engine that consist of many small kernels: torch.compile, once for all
-sizes, and Triton kernels written by hand where that still leaves too many.
+"""Compiled code for the parts of the fast engine that consist of many small kernels: torch.compile, once for all sizes,
+and Triton kernels written by hand where that still leaves too many.
 """
 
 import importlib.util

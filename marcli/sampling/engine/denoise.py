@@ -1,7 +1,7 @@
 """The diffusion head, arranged for generation: what does not depend on x_t is computed before the first step.
 
-Modulations are a function of timestep and z alone, so those of many diffusion steps are one product, as many
-as `MODULATION_BYTES` hold. Guided and unguided half share x, so the token is embedded once.
+Modulations are a function of timestep and z alone, so those of many diffusion steps are one product, as many as
+`MODULATION_BYTES` hold. Guided and unguided half share x, so the token is embedded once.
 """
 
 from collections.abc import Iterator

@@ -2,8 +2,8 @@
 
 After the token cache of LazyMAR (2503.12450). From one AR step to the next most features hardly move. So the encoder
 computes the new tokens only, and its buffer once enough of them have come; the first layers of the decoder compute all
-tokens, and from there on only the new and wanted ones and those whose values moved most. All others keep their old
-keys and values.
+tokens, and from there on only the new and wanted ones and those whose values moved most. All others keep their old keys
+and values.
 
 Tokens travel in reveal order, so a token has the same slot (buffer, then tokens) at every AR step.
 """
