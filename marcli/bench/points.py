@@ -4,7 +4,7 @@ An engine's class (plain, lossless, approximate) belongs to the point, so result
 points and never share a column.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from marcli.bench.plan import Variant
@@ -37,11 +37,11 @@ class Point:
     cfg: float
     temperature: float
     kv_cache: bool
-    weights: str = "ema"
-    preset: str | None = None
-    unusual: tuple[tuple[str, float | bool | str | None], ...] = ()
-    swept: tuple[tuple[str, float | bool | str | None], ...] = ()
-    is_default: bool = False
+    weights: str
+    preset: str | None
+    unusual: tuple[tuple[str, float | bool | str | None], ...]
+    swept: tuple[tuple[str, float | bool | str | None], ...]
+    is_default: bool
 
     @property
     def key(self) -> str:
@@ -86,9 +86,9 @@ class Measurement:
     published_flops_per_image: float | None
     roofline_seconds: float | None
     weight_seconds: float | None
+    part_shares: dict[str, float]
+    peak_memory_bytes: int
     unpriced: tuple[str, ...] = ()  # parts that no figure counts, as the recipe does not tell their architecture
-    part_shares: dict[str, float] = field(default_factory=dict)
-    peak_memory_bytes: int = 0
     fid: float | None = None
     fid_spread: float | None = None
     fid_images: int | None = None
@@ -130,7 +130,7 @@ def point_of(
     engine_class: EngineClass,
     swept: tuple,
     is_default: bool,
-    weights: str = "ema",
+    weights: str,
 ) -> Point:
     """The point that `recipe.sample` describes; with an approximation on, `engine_class` is that of all such."""
     sample, causal = recipe.sample, isinstance(recipe.model.backbone, CausalBackbone)

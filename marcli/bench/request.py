@@ -45,8 +45,8 @@ class Request:
     inception: Path | None
     weights: Literal["ema", "raw"]
     seed: int
-    gated: frozenset[tuple[str, int | None, int | None]] = frozenset()
-    gated_num: int | None = None
+    gated: frozenset[tuple[str, int | None, int | None]]
+    gated_num: int | None
 
     @property
     def seconds(self) -> float | None:

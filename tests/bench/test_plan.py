@@ -151,10 +151,8 @@ def test_single_switches_are_swept():
 
 
 def points_of(variants):
-    return [
-        point_of(each.recipe, system="x", engine="fast", engine_class="lossless", swept=each.swept, is_default=False)
-        for each in variants
-    ]
+    settings = {"system": "x", "engine": "fast", "engine_class": "lossless", "is_default": False, "weights": "ema"}
+    return [point_of(each.recipe, swept=each.swept, **settings) for each in variants]
 
 
 def test_a_switch_swept_beside_a_preset_is_named_in_the_point():
@@ -175,8 +173,8 @@ def test_a_switch_swept_beside_a_preset_is_named_in_the_point():
 )  # fmt: skip
 def test_all_that_changes_time_or_quality_is_in_the_key(override):
     settings = {"system": "x", "engine": "fast", "engine_class": "lossless", "swept": (), "is_default": False}
-    usual = point_of(read_recipe(MASKED, []), **settings)
-    assert point_of(read_recipe(MASKED, [f"sample.{override}"]), **settings).key != usual.key
+    usual = point_of(read_recipe(MASKED, []), **settings, weights="ema")
+    assert point_of(read_recipe(MASKED, [f"sample.{override}"]), **settings, weights="ema").key != usual.key
     assert point_of(read_recipe(MASKED, []), **settings, weights="raw").key != usual.key
 
 

@@ -41,7 +41,7 @@ def measurement(
             cfg=2.0,
             temperature=1.0,
             kv_cache=causal,
-            **point,
+            **{"weights": "ema", "preset": None, "unusual": (), "swept": (), "is_default": False} | point,
         ),
         seconds_per_image=seconds,
         fastest=0.9 * seconds,

@@ -44,7 +44,9 @@ def contender(spec: str, engine: str = "plain", overrides=()) -> Contender:
     recipe = read_recipe(spec, ["sample.batch_size=2", *overrides])
     system = stand_in_system(recipe, seed=0)
     built = build_engine(system, name=engine, device=torch.device("cpu"), precision="fp32")
-    point = point_of(recipe, system="x", engine=built.name, engine_class="plain", swept=(), is_default=True)
+    point = point_of(
+        recipe, system="x", engine=built.name, engine_class="plain", swept=(), is_default=True, weights="ema"
+    )
     return Contender(point, built, recipe, system.tokenizer, weights={}, tally=None)
 
 
@@ -182,8 +184,10 @@ def plan_request(**given) -> Request:
         "engines": ("auto",),
         "weights": "ema",
         "seed": 0,
+        "gated": frozenset(),
+        "gated_num": None,
     }
-    return Request(**absent, **rest, **given)
+    return Request(**absent, **(rest | given))
 
 
 def test_engine_under_other_settings_is_the_engine_built_for_them():
