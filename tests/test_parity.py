@@ -11,7 +11,6 @@ from torch import Tensor
 
 from marcli.model.autoregressive import AutoregressiveModel
 from marcli.model.grid import to_latents, to_tokens
-from marcli.model.head.base import HeadSampling
 from marcli.model.layers.embed import take
 from marcli.model.process.gaussian import cosine_betas, diffuse, full_process, reverse, reverse_sample
 from marcli.model.process.losses import diffusion_loss
@@ -19,6 +18,7 @@ from marcli.pretrained.official_mar import our_name
 from marcli.sampling.reveal import reveal
 from marcli.sampling.schedule import RevealStep, reveal_schedule
 from marcli.sampling.tape import Tape
+from tests.model.tiny import head_settings
 from tests.reference.pairs import HERE, Pair, build, pair_paths, read_pair
 
 TOLERANCE = 1e-5
@@ -129,11 +129,10 @@ def check_generation(pair: Pair, model: AutoregressiveModel, order: Tensor, numb
     )
     rows = [step.count * len(order) for step in schedule]
     assert rows == a[f"sample{number}_rows_per_step"].tolist(), f"sample{number}_rows_per_step"
-    settings = HeadSampling(
+    settings = head_settings(
         temperature=call["temperature"],
         diffusion_steps=int(pair.facts["config"]["num_sampling_steps"]),
         max_timestep=call.get("max_timestep", 999),
-        clip_denoised=None,
     )
     process = model.head.process.respaced(settings.diffusion_steps, settings.max_timestep)
     assert process.timesteps == a[f"sample{number}_timesteps"].tolist(), f"sample{number}_timesteps"

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from marcli.model.build import build_model
+from marcli.model.head.base import HeadSampling
 from marcli.recipe.schema import Recipe
 from marcli.sampling.system import System
 from marcli.tokenizer.build import build_tokenizer
@@ -33,6 +34,12 @@ COMBINATIONS = [
     ("causal", "raster", "l2"),
     ("dit", None, None),
 ]
+
+
+def head_settings(**given: object) -> HeadSampling:
+    """Settings of a head, the paper's where nothing else is `given`."""
+    usual = {"temperature": 1.0, "diffusion_steps": 100, "max_timestep": 999, "clip_denoised": None}
+    return HeadSampling(**(usual | {"solver": "ancestral", "guidance_refresh": 1} | given))
 
 
 def recipe(backbone: str, order: str | None, head: str | None, **sample: object) -> Recipe:

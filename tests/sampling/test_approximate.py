@@ -6,7 +6,6 @@ from pydantic import ValidationError
 
 from marcli.cli.options import preset_overrides
 from marcli.errors import UsageError
-from marcli.model.head.base import HeadSampling
 from marcli.model.order import reveal_counts
 from marcli.model.process.solvers import process_for
 from marcli.recipe.approximate import OF_THE_DIFFUSION_HEAD, PRESETS, Approximate, approximation_lines, switched_on
@@ -16,7 +15,7 @@ from marcli.sampling.engine.base import head_sampling, schedule_of
 from marcli.sampling.engine.checkerboard import checkerboard_order, checkerboard_schedule
 from marcli.sampling.engine.fast import FastEngine
 from marcli.sampling.engine.plain import PlainEngine
-from tests.model.tiny import COMBINATIONS, model, recipe
+from tests.model.tiny import COMBINATIONS, head_settings, model, recipe
 
 LABELS = torch.tensor([1, 7, 4])
 SWITCHES = {
@@ -228,7 +227,7 @@ def test_the_tape_is_long_enough_for_every_step_of_an_annealing():
     head = model(recipe("masked", "random", "diffusion")).head
     generator = torch.Generator().manual_seed(0)
     for first in (9, 108, 300):
-        settings = HeadSampling(1.0, first, 999, None, "dpm++2m")
+        settings = head_settings(diffusion_steps=first, solver="dpm++2m")
         draws = head.noise(generator, 1, 6, settings).shape[1]
         visited = [len(process_for("dpm++2m", head.process, steps, 999)) for steps in range(2, first + 1)]
         assert draws > max(visited)

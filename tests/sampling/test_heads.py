@@ -2,11 +2,11 @@
 
 import torch
 
-from marcli.model.head.base import HeadSampling
 from marcli.model.head.cross_entropy import CrossEntropyHead, pick
 from marcli.model.head.l2 import L2Head
+from tests.model.tiny import head_settings
 
-SETTINGS = HeadSampling(temperature=0.8, diffusion_steps=4, max_timestep=950, clip_denoised=None)
+SETTINGS = head_settings(temperature=0.8, diffusion_steps=4, max_timestep=950)
 
 
 def test_codes_follow_the_guided_tempered_softmax():

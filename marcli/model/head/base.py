@@ -18,14 +18,16 @@ class HeadSampling:
         diffusion_steps: reverse steps per token, at most 1,000
         max_timestep: latest timestep visited, at most 999
         clip_denoised: bound on |x_0| in latent units, or None
+        solver: "ancestral", the paper's, or one of the approximations
+        guidance_refresh: diffusion steps from one run of the unconditional half to the next, at least 1
     """
 
     temperature: float
     diffusion_steps: int
     max_timestep: int
     clip_denoised: float | None
-    solver: str = "ancestral"  # the paper's; the others are approximations
-    guidance_refresh: int = 1  # diffusion steps from one run of the unconditional half to the next
+    solver: str
+    guidance_refresh: int
 
     def runs_both(self, num_steps: int) -> list[bool]:
         """Whether the unconditional half runs too, step by step.
