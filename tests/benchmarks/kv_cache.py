@@ -18,7 +18,14 @@ from marcli.model.head.base import HeadSampling
 from marcli.model.head.cross_entropy import CrossEntropyHead
 
 TOKENS, CODES = 256, 16384
-SETTINGS = HeadSampling(temperature=1.0, diffusion_steps=1, max_timestep=999, clip_denoised=None)
+SETTINGS = HeadSampling(
+    temperature=1.0,
+    diffusion_steps=1,
+    max_timestep=999,
+    clip_denoised=None,
+    solver="ancestral",
+    guidance_refresh=1,
+)
 
 
 def step(backbone, head, known, order, condition, cache, batch):
