@@ -12,10 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from marcli.errors import StoppedError
-from marcli.metrics.extract import FeatureBatch, extract_read, network_batches
+from marcli.metrics.extract import UNIT, FeatureBatch, extract_read, network_batches
 from marcli.metrics.features import Extractor
 from marcli.metrics.pictures import PictureSource
-from marcli.metrics.references import UNIT
 from marcli.metrics.spool import FeatureSpool
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.progress import Progress

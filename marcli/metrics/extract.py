@@ -16,6 +16,7 @@ from torch import Tensor
 
 from marcli.metrics.features import Extractor
 
+UNIT = 256  # pictures that a process takes at a time
 LARGEST_BATCH = 64
 
 

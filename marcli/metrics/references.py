@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from marcli.errors import MarcliError, UsageError
-from marcli.metrics.extract import extract_read, network_batches
 from marcli.metrics.features import Extractor, merge_grey_channels
 from marcli.metrics.inception import PUBLISHED
 from marcli.metrics.pictures import (
@@ -31,18 +29,17 @@ from marcli.metrics.pictures import (
     read_arrays,
     training_pictures,
 )
-from marcli.metrics.statistics import Gaussian, RunningMoments, gaussian_from_features
+from marcli.metrics.statistics import Gaussian, gaussian_from_features
+from marcli.metrics.streamed import stream_features
 from marcli.recipe.data import Data
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.atomic import atomic_file, sha256_file
 from marcli.runtime.home import at_home
-from marcli.runtime.progress import Progress
 from marcli.runtime.user_cache import user_cache
 
 logger = logging.getLogger("marcli.metrics")
 
 KEPT_FEATURES = 10_000
-UNIT = 256
 ADM_PROTOCOL = ("inception", "legacy_tensorflow")
 
 
@@ -240,41 +237,6 @@ def measure(
         identity=extractor.identity,
         stated=True,
     )
-
-
-def stream_features(
-    source: PictureSource,
-    indices: np.ndarray,
-    kept: np.ndarray,
-    extractor: Extractor,
-    *,
-    processes: Processes,
-    workers: int,
-) -> tuple[RunningMoments | None, dict[int, np.ndarray]]:
-    """Return the moments of all `indices` and the features of those `kept`, merged over all processes."""
-    units = [indices[start : start + UNIT].tolist() for start in range(0, len(indices), UNIT)]
-    mine = units[processes.rank :: processes.world_size]
-    wanted, moments, rows = set(kept.tolist()), None, {}
-    batches = (batch for unit in mine for batch in network_batches(unit))
-    title = f"features of {source.name}"
-    with Progress(title=title, total=sum(map(len, mine)), unit="pictures", shown=processes.is_main) as progress:
-        for batch in extract_read(source.read, batches, extractor, workers=workers):
-            moments = moments or RunningMoments(batch.features.shape[1])
-            moments.update(batch.features)
-            rows |= {index: row for index, row in zip(batch.indices, batch.features, strict=True) if index in wanted}
-            progress.advance(len(batch.indices))
-    if processes.world_size == 1:
-        return moments, rows
-    parts: list[Any] = [None] * processes.world_size
-    dist.all_gather_object(parts, (moments, rows))
-    merged = None
-    for part, part_rows in parts:
-        rows |= part_rows
-        if merged is None:
-            merged = part
-        elif part is not None:
-            merged.merge(part)
-    return merged, rows
 
 
 def has_equal_channels(gaussian: Gaussian) -> bool:

@@ -38,7 +38,7 @@ class RunningMoments:
     def __init__(self, dim: int) -> None:
         self.count = 0
         self.mean = np.zeros(dim)
-        self._scatter = np.zeros((dim, dim))
+        self.scatter = np.zeros((dim, dim))
 
     def update(self, features: Shaped[np.ndarray, "batch dim"]) -> None:
         """Add a batch; numerically the same as having had all rows at once."""
@@ -48,14 +48,14 @@ class RunningMoments:
         batch_mean = batch.mean(axis=0)
         shift, weight = self._shift(len(batch), batch_mean)
         rows = np.vstack([batch - batch_mean, shift * np.sqrt(weight)])  # one product adds both terms
-        self._scatter += rows.T @ rows
+        self.scatter += rows.T @ rows
 
     def merge(self, other: "RunningMoments") -> None:
         """Add everything another accumulator has seen."""
         if other.count:
             shift, weight = self._shift(other.count, other.mean)
-            self._scatter += other._scatter
-            self._scatter += np.outer(shift, shift) * weight
+            self.scatter += other.scatter
+            self.scatter += np.outer(shift, shift) * weight
 
     def _shift(self, count: int, mean: np.ndarray) -> tuple[np.ndarray, float]:
         """Count `count` more images with this mean; return the means' difference and its weight in the scatter."""
@@ -68,7 +68,7 @@ class RunningMoments:
     def gaussian(self) -> Gaussian:
         """Return the moments; raises MarcliError with fewer than two images."""
         require_two(self.count)
-        return Gaussian(mean=self.mean, covariance=self._scatter / (self.count - 1), factor=None, count=self.count)
+        return Gaussian(mean=self.mean, covariance=self.scatter / (self.count - 1), factor=None, count=self.count)
 
 
 def gaussian_from_features(features: Shaped[np.ndarray, "images dim"]) -> Gaussian:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from marcli.errors import MarcliError, UsageError
-from marcli.metrics import references
+from marcli.metrics import references, streamed
 from marcli.metrics.features import Extractor, pixel_extractor
 from marcli.metrics.inception import PUBLISHED
 from marcli.metrics.pictures import open_pictures
@@ -182,7 +182,7 @@ def test_processes_share_more_pictures_than_are_kept(tmp_path, monkeypatch, worl
         parts[:] = [pickle.loads(sent.get(other, sent[rank])) for other in range(world_size)]
 
     for rank in reversed(range(world_size)):  # the main process last, when all others have sent theirs
-        monkeypatch.setattr(references.dist, "all_gather_object", partial(gather, rank=rank))
+        monkeypatch.setattr(streamed.dist, "all_gather_object", partial(gather, rank=rank))
         team = {"processes": OneOf(rank, world_size), "workers": 1}
         together = measure(source, pixel_extractor(), num=None, **team)
         assert (together is None) == (rank != 0)
