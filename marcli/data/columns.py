@@ -90,7 +90,7 @@ def may_hold_images(file: Path) -> bool:
     """Whether a parquet file has a column of images; one that cannot be read may, and is named when it is opened."""
     try:
         features = datasets.Features.from_arrow_schema(pq.read_schema(file))
-    except ValueError:
+    except (OSError, ValueError):
         return True
     return any(map(_holds_images, features.values()))
 
@@ -107,7 +107,7 @@ def with_rows(files: list[Path]) -> list[Path]:
                 raise UsageError(f"{file} is no parquet file: give one, a folder of pictures, a hub id or 'digits'")
         try:
             footer = pq.read_metadata(file)
-        except pa.ArrowInvalid as error:
+        except (OSError, pa.ArrowInvalid) as error:
             raise MarcliError(f"{file} cannot be read as parquet: {_first_line(error)}") from None
         if footer.num_rows == 0:
             continue

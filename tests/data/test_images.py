@@ -342,6 +342,15 @@ def test_a_parquet_file_without_images_beside_pictures_is_left_aside(folder, cap
     assert greys(open_images(data(folder))) == [0, 1, 2]
 
 
+def test_a_damaged_footer_of_a_parquet_file_is_named(folder) -> None:
+    file = write_parquet(folder / "rows.parquet", rows=3)
+    whole = file.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little")
+    file.write_bytes(whole[: -8 - footer] + bytes(footer) + whole[-8:])
+    with pytest.raises(MarcliError, match=r"rows.parquet cannot be read as parquet"):
+        open_images(data(folder))
+
+
 def test_a_split_of_pictures_is_found_beside_their_metadata(folder, tmp_path, caplog) -> None:
     for split in ("train", "test"):
         shutil.copytree(folder / "cat", tmp_path / "set" / split / "cat")
