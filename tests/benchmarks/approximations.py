@@ -8,10 +8,13 @@ mean over seeds and spread, and their change from the exact sampler. Digits are 
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from marcli.recipe.approximate import PRESETS, overrides_of
 from marcli.sampling.engine.build import build_engine

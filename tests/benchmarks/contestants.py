@@ -11,7 +11,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def started(prepare: Callable[..., Callable[[], Any]], *arguments: object) -> Iterator[Callable[[], Any]]:
+def started(prepare: Callable[..., Callable[..., Any]], *arguments: object) -> Iterator[Callable[..., Any]]:
     """A function that lets the contestant take a turn, with arguments, and returns what comes of it.
 
     `prepare(*arguments)`, run in the new process, gives the function that takes a turn there.
@@ -37,7 +37,7 @@ def started(prepare: Callable[..., Callable[[], Any]], *arguments: object) -> It
         process.join()
 
 
-def take_turns(connection: Connection, prepare: Callable[..., Callable[[], Any]], arguments: tuple) -> None:
+def take_turns(connection: Connection, prepare: Callable[..., Callable[..., Any]], arguments: tuple) -> None:
     """Take a turn for the arguments in every message but the last."""
     turn = prepare(*arguments)
     while (given := connection.recv()) is not None:
