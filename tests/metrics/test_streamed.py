@@ -101,6 +101,11 @@ def test_what_is_kept_is_named_by_all_that_it_depends_on(source, tmp_path):
     assert len({streamed.unfinished_path(*each) for each in measurements}) == len(measurements)
 
 
+def test_only_the_features_asked_for_are_held(source):
+    _, rows = streamed.stream_features(source, np.arange(700), np.array([3, 500]), pixel_extractor(), **ALONE)
+    assert sorted(rows) == [3, 500]
+
+
 def test_what_is_damaged_is_measured_again(source, tmp_path, monkeypatch, caplog):
     whole = measure(source, pixel_extractor(), num=None, **ALONE)
     monkeypatch.setattr(streamed, "KEPT_EVERY", 0.0)

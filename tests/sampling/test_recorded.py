@@ -106,6 +106,15 @@ def test_a_result_survives_the_next_replay():
     assert second.item() == 10 and third.item() == 14, "two replays of one recording"
 
 
+def test_a_recording_has_inputs_of_its_own_and_one_kind_of_numbers():
+    recorded = Recorded(lambda tensors, setting: tensors[0] / setting, Again())
+    given = torch.tensor([1, 3])
+    for _ in range(2):
+        recorded([given], 2)
+    assert recorded([torch.tensor([5, 7])], 2).tolist() == [2.5, 3.5] and given.tolist() == [1, 3]
+    assert recorded([torch.tensor([0.5, 1.5])], 2).tolist() == [0.25, 0.75]
+
+
 def test_an_engine_and_its_recordings_leave_with_their_last_user():
     of = recipe("masked", "random", "diffusion", cfg=3.0)
     engine = recorded_engine(model(of), of, Again())

@@ -7,7 +7,9 @@ import logging
 import pytest
 import torch
 
-from marcli.training.backward import RecordedBackward, check_room, recording_pays
+from marcli.runtime.graphs import CudaGraphs
+from marcli.training import backward
+from marcli.training.backward import RecordedBackward, StepGraphs, check_room, recording_pays
 from marcli.training.metrics_log import Window
 from tests.training.test_step import take_step
 
@@ -79,15 +81,16 @@ def test_recordings_make_room_for_what_is_not_recorded(recipe, start, tmp_path, 
     assert len(caplog.records) == 1 and "too small for CUDA graphs" in caplog.text
 
 
-def test_what_does_not_fit_alone_is_an_error(recipe, start, tmp_path):
+def test_what_does_not_fit_alone_is_an_error(recipe, start, tmp_path, caplog):
     ours, _ = recorded(start(recipe(), tmp_path))
 
     def too_large(tensors, setting):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     ours.backward.recorded.function = too_large
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.OutOfMemoryError), caplog.at_level(logging.WARNING, logger="marcli"):
         train(ours, [0])
+    assert not caplog.records and not ours.backward.recorded.gave_up
 
 
 @pytest.mark.parametrize(("free", "enough"), [(59, False), (61, True)])
@@ -97,6 +100,17 @@ def test_recordings_need_the_memory_of_a_step_twice(monkeypatch, free, enough):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     with contextlib.nullcontext() if enough else pytest.raises(MemoryError, match="a step takes"):
         check_room()
+
+
+def test_the_room_is_looked_at_until_the_first_recording(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(backward, "check_room", lambda: seen.append("room"))
+    monkeypatch.setattr(CudaGraphs, "__call__", lambda self, function: seen.append("recording"))
+    graphs = StepGraphs()
+    for _ in range(2):
+        graphs(None)
+    assert seen == ["room", "recording", "recording"]
 
 
 def test_long_runs_on_the_only_gpu_are_recorded(recipe, processes):

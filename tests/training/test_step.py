@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from marcli.runtime.accelerator import start_processes
 from marcli.runtime.rundir import RunDir
-from marcli.training.blocks import compiling_pays
+from marcli.training.blocks import compilable, compiling_pays
 from marcli.training.loop import forward_backward
 from marcli.training.metrics_log import Window
 from marcli.training.nonfinite import NonFiniteGuard
@@ -79,6 +79,11 @@ def test_long_runs_on_a_gpu_are_compiled_unless_the_recipe_says_otherwise(recipe
     assert not compiling_pays(default, gpu, 9_999) and not compiling_pays(default, cpu, 10_000)
     assert compiling_pays(recipe(compile=True).train, cpu, 1)
     assert not compiling_pays(recipe(compile=False).train, gpu, 10**6)
+
+
+def test_a_denoising_mlp_is_compiled_as_a_whole(recipe, start, tmp_path):
+    model = start(recipe(), tmp_path).model
+    assert list(compilable(model)) == [*model.backbone.encoder, *model.backbone.decoder, model.head.denoiser]
 
 
 @pytest.mark.slow
