@@ -7,20 +7,16 @@ what one of fewer left; a damaged file counts as missing.
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from marcli.errors import MarcliError
 from marcli.metrics.extract import FeatureBatch
+from marcli.metrics.hashed import read_hashed, write_hashed
 from marcli.runtime.atomic import atomic_file
-
-logger = logging.getLogger("marcli.metrics")
 
 
 class FeatureSpool:
@@ -44,23 +40,13 @@ class FeatureSpool:
             raise ValueError("a unit is written whole and in order")
         features, blank = np.ascontiguousarray(batch.features), batch.blank.astype(np.uint8)
         arrays = {"indices": np.array(batch.indices, dtype=np.int64), "features": features, "blank": blank}
-        with atomic_file(self._file(number)) as incomplete:
-            save_file(arrays, incomplete, {"sha256": digest_of(arrays)})
+        write_hashed(self._file(number), arrays)
 
     def read(self, number: int) -> FeatureBatch | None:
         """Return a unit, or None when it is missing or damaged."""
-        path = self._file(number)
-        if not path.is_file():
-            return None
-        try:
-            with safe_open(path, framework="numpy") as file:
-                arrays = {name: file.get_tensor(name) for name in ("indices", "features", "blank")}
-                expected = (file.metadata() or {}).get("sha256")
-        except (SafetensorError, OSError) as error:
-            logger.warning("%s is damaged (%s): its pictures are done again", path, error)
-            return None
-        if digest_of(arrays) != expected:
-            logger.warning("%s is damaged (its hash does not fit): its pictures are done again", path)
+        names = ("indices", "features", "blank")
+        arrays = read_hashed(self._file(number), names, consequence="its pictures are done again")
+        if arrays is None:
             return None
         if arrays["indices"].tolist() != self.units[number]:
             return None  # another choice of pictures between the same first and last
@@ -80,8 +66,3 @@ class FeatureSpool:
     def _file(self, number: int) -> Path:
         first, last = self.units[number][0], self.units[number][-1]
         return self.path / f"pictures-{first:06d}-{last:06d}.safetensors"
-
-
-def digest_of(arrays: dict[str, np.ndarray]) -> str:
-    """Return the hash of a unit's arrays."""
-    return hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()

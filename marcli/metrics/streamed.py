@@ -16,17 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 
 from marcli.errors import StoppedError
 from marcli.metrics.extract import UNIT, FeatureBatch, extract_read, network_batches
 from marcli.metrics.features import Extractor
+from marcli.metrics.hashed import read_hashed, write_hashed
 from marcli.metrics.pictures import PictureSource
-from marcli.metrics.spool import digest_of
 from marcli.metrics.statistics import RunningMoments
 from marcli.runtime.accelerator import Processes
-from marcli.runtime.atomic import atomic_file
 from marcli.runtime.progress import Progress
 from marcli.runtime.stop import StopRequest
 from marcli.runtime.user_cache import user_cache
@@ -131,8 +129,7 @@ def write_unfinished(measured: Measured, path: Path) -> bool:
         "rows": np.stack([measured.rows[index] for index in indices]) if indices else np.zeros((0, len(moments.mean))),
     }
     try:
-        with atomic_file(path) as incomplete:
-            save_file(arrays, incomplete, {"sha256": digest_of(arrays)})
+        write_hashed(path, arrays)
     except (OSError, SafetensorError) as error:
         logger.warning("%s cannot be written (%s): an interruption would lose what was measured", path, error)
         return False
@@ -141,16 +138,9 @@ def write_unfinished(measured: Measured, path: Path) -> bool:
 
 def read_unfinished(path: Path) -> Measured:
     """Return what an interrupted measurement left; nothing where there is none, or where it is damaged."""
-    if not path.is_file():
-        return Measured()
-    try:
-        with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in ("counts", "mean", "scatter", "indices", "rows")}
-            is_whole = (file.metadata() or {}).get("sha256") == digest_of(arrays)
-    except (SafetensorError, OSError):
-        is_whole = False
-    if not is_whole:
-        logger.warning("%s is damaged: the reference is measured from its beginning", path)
+    names = ("counts", "mean", "scatter", "indices", "rows")
+    arrays = read_hashed(path, names, consequence="the reference is measured from its beginning")
+    if arrays is None:
         return Measured()
     moments = RunningMoments(len(arrays["mean"]))
     num_batches, moments.count = arrays["counts"].tolist()
