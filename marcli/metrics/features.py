@@ -7,7 +7,7 @@ device in fp32 and nothing else, so that extraction goes at the network's own sp
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,15 +193,13 @@ def sha256_of_state(module: nn.Module) -> str:
 
 
 @contextlib.contextmanager
-def full_precision(device: torch.device):
-    """Compute in fp32: TF32, the default of convolutions on newer GPUs, moves features in the fourth digit."""
-    if device.type != "cuda":
-        yield
-        return
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute in fp32: TF32, the default of convolutions on newer GPUs, and bf16 move features in the fourth digit."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
+        matmul.allow_tf32, cudnn.allow_tf32 = before

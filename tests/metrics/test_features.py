@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from marcli.errors import MarcliError, UsageError
-from marcli.metrics.features import build_extractor, merge_grey_channels
+from marcli.metrics.features import Extractor, build_extractor, merge_grey_channels
 from marcli.runtime.atomic import sha256_file
 
 BUILD = {
@@ -96,3 +96,15 @@ def test_unknown_networks_are_named(tmp_path):
         build_extractor(str(tmp_path / "x.pt"), **BUILD)
     with pytest.raises(UsageError, match="--feature-weights: there is no file"):
         build_extractor("timm:test_vit", **BUILD | {"feature_weights": tmp_path / "none"})
+
+
+def test_networks_run_in_fp32_and_through_cudnn_whatever_is_around_them():
+    def settings(images: torch.Tensor) -> torch.Tensor:
+        cudnn, product = torch.backends.cudnn, images.mT @ images
+        return torch.tensor([[cudnn.enabled, cudnn.allow_tf32, product.dtype == torch.float32]])
+
+    extractor = Extractor("settings", "", None, torch.Tensor.float, settings, None, torch.device("cpu"))
+    before = torch.backends.cudnn.allow_tf32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert extractor(pictures(1, 8)).tolist() == [[True, False, True]]
+    assert torch.backends.cudnn.allow_tf32 == before
