@@ -63,12 +63,12 @@ def tokenize(
     import torch
 
     from marcli.data.images import native_size, open_images
-    from marcli.recipe.tokenizer import latent_shape
+    from marcli.recipe.tokenizer import TAKES_GREY, latent_shape
     from marcli.runtime.accelerator import start_processes
 
     if names is None:
         side, channels = native_size(section)
-        takes_grey = all(part.kind in ("pixels", "kmeans") for part in sections)
+        takes_grey = all(isinstance(part, TAKES_GREY) for part in sections)
         section = section.model_copy(
             update={
                 "image_size": image_size or largest_side(side, sections),
@@ -81,7 +81,7 @@ def tokenize(
         try:
             latent_shape(part, section.image_size, section.channels)
         except ValueError as error:
-            raise UsageError(f"{error}: give --image-size") from None
+            raise UsageError(str(error) if names else f"{error}: give --image-size") from None
     images = open_images(section, labelled=False)
     if dry_run:
         print_settings(sections, section, min(num, len(images)), out, as_json=as_json)

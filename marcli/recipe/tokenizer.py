@@ -72,6 +72,7 @@ Tokenizer = Annotated[
     PixelsTokenizer | KMeansTokenizer | KLTokenizer | VQTokenizer | ConsistencyTokenizer | AutoencoderTokenizer,
     Field(discriminator="kind"),
 ]
+TAKES_GREY = (PixelsTokenizer, KMeansTokenizer)
 
 
 class LatentShape(Section):
@@ -84,7 +85,7 @@ class LatentShape(Section):
 
 
 def latent_shape(tokenizer: Tokenizer, image_size: int, image_channels: int) -> LatentShape:
-    """Return what `tokenizer` makes of an image; raises ValueError when the size does not divide."""
+    """Return what `tokenizer` makes of an image; raises ValueError for a size or channels that it does not take."""
     codebook = None
     match tokenizer:
         case PixelsTokenizer():
@@ -107,6 +108,11 @@ def latent_shape(tokenizer: Tokenizer, image_size: int, image_channels: int) -> 
         raise ValueError(
             f"data.image_size is {image_size}, which tokenizer.kind {tokenizer.kind!r} cannot divide: "
             f"choose a multiple of {stride}"
+        )
+    if image_channels != 3 and not isinstance(tokenizer, TAKES_GREY):
+        raise ValueError(
+            f"data.channels is {image_channels}, but tokenizer.kind {tokenizer.kind!r} takes colour alone: set "
+            "data.channels=3, in which grey images are grey"
         )
     if codebook is not None:
         channels = 1

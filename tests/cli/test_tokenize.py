@@ -125,6 +125,7 @@ def test_keys_of_a_recipe_can_be_changed(tmp_path, capsys, monkeypatch) -> None:
         (("digits", "--tokenizer", "kl17"), 2, "'kl17'"),
         (("digits", "--tokenizer", "{kind: kmeans, codes: 3}"), 2, "tokenizer.codes is not a key"),
         (("digits", "--tokenizer", "kl16"), 2, "too few for the tokenizer: give --image-size"),
+        (("recipes/digits.yaml", "--tokenizer", "kl8"), 2, "set data.channels=3, in which grey images are grey"),
         (("digits", "--tokenizer", "kmeans", "--image-size", "7"), 2, "choose a multiple of 2"),
         (("digits", "--tokenizer", "kmeans", "--image-size", "99999999999"), 2, "--image-size"),
         (("digits", "--tokenizer", "kl16=/no/file.ckpt", "--image-size", "32"), 1, "no such file"),

@@ -185,6 +185,7 @@ def test_overrides_are_typed() -> None:
         ("data.horizontal_flip=no", "data.horizontal_flip must be true or false, not 'no'"),
         ("data.path=7", "data.path must be text (quote it), not 7"),
         ("data.channels=2", "data.channels must be one of 1 or 3, not 2"),
+        ("tokenizer.kind=kl8", "data.channels is 1, but tokenizer.kind 'kl8' takes colour alone: set data.channels=3"),
         ("train.betas=[0.9, x]", "train.betas[1] must be a number"),
         ("train.betas=[0.9, 1.5]", "train.betas[1] must be below 1"),
         ("train.betas=[0.9]", "train.betas[1] is missing"),
