@@ -74,8 +74,6 @@ class Job:
             "streak": streak,
             "data_fingerprint": self.source.fingerprint,
             "is_latents": self.source.is_latents,
-            "tokenizer_fingerprint": self.tokenizer.fingerprint,
-            "world_size": self.processes.world_size,
         }
 
 
