@@ -128,21 +128,3 @@ def nearest_codes(
     """Return the number of the codebook entry nearest to each vector, with memory for `DISTANCES` distances."""
     parts = vectors.split(max(1, DISTANCES // len(codebook)))
     return torch.cat([torch.cdist(part, codebook).argmin(dim=1) for part in parts])
-
-
-def space_to_depth(
-    images: Shaped[Tensor, "batch c height width"], patch: int
-) -> Shaped[Tensor, "batch depth rows columns"]:
-    """Group patch x patch pixels into channels, ordered (channel, row, column)."""
-    b, c, height, width = images.shape
-    blocks = images.reshape(b, c, height // patch, patch, width // patch, patch)
-    return blocks.permute(0, 1, 3, 5, 2, 4).reshape(b, c * patch**2, height // patch, width // patch)
-
-
-def depth_to_space(
-    grid: Shaped[Tensor, "batch depth rows columns"], patch: int
-) -> Shaped[Tensor, "batch c height width"]:
-    """Undo `space_to_depth`."""
-    b, depth, rows, columns = grid.shape
-    blocks = grid.reshape(b, depth // patch**2, patch, patch, rows, columns)
-    return blocks.permute(0, 1, 4, 2, 5, 3).reshape(b, depth // patch**2, rows * patch, columns * patch)

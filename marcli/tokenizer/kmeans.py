@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,7 +17,7 @@ from marcli.data.images import ImageSet
 from marcli.errors import MarcliError
 from marcli.pretrained.safe import read_safetensors_file
 from marcli.recipe.tokenizer import LatentShape
-from marcli.tokenizer.base import Tokenizer, depth_to_space, nearest_codes, space_to_depth, to_bytes, to_signed
+from marcli.tokenizer.base import Tokenizer, nearest_codes, to_bytes, to_signed
 
 FILE = "codebook.safetensors"
 PATCHES = 200_000  # learn from about so many at most, evenly spread
@@ -40,7 +41,7 @@ class KMeansTokenizer(Tokenizer):
         per_image = self.shape.size**2
         step = max(1, len(images) * per_image // PATCHES)
         patches = [
-            self._flatten(to_signed(space_to_depth(pixels, self.shape.stride)))
+            self._flatten(to_signed(F.pixel_unshuffle(pixels, self.shape.stride)))
             for pixels, _ in images.batches(256, indices=np.arange(0, len(images), step))
         ]
         points, counts = np.unique(torch.cat(patches).numpy(), axis=0, return_counts=True)
@@ -60,7 +61,7 @@ class KMeansTokenizer(Tokenizer):
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "batch c h w"]) -> Shaped[Tensor, "batch rows s s"]:
         """Return int64 codes [b, 1, s, s], or the patches as bytes [b, c, s, s]."""
-        patches = space_to_depth(images, self.shape.stride)
+        patches = F.pixel_unshuffle(images, self.shape.stride)
         return patches if self.shape.codebook_size is None else self.quantise(to_signed(patches))
 
     def sample(
@@ -78,7 +79,7 @@ class KMeansTokenizer(Tokenizer):
         """Return images of codes, or of scaled patches after quantising them."""
         codes = latents if self.shape.codebook_size is not None else self.quantise(self.unscale(latents))
         patches = self.codebook[codes[:, 0]].permute(0, 3, 1, 2)
-        return to_bytes(depth_to_space(patches, self.shape.stride))
+        return to_bytes(F.pixel_shuffle(patches, self.shape.stride))
 
     def quantise(self, patches: Float[Tensor, "batch c s s"]) -> Int64[Tensor, "batch 1 s s"]:
         """Return the number of the nearest codebook entry."""

@@ -9,7 +9,7 @@ from marcli.data.images import ArrayImages
 from marcli.errors import MarcliError
 from marcli.recipe.tokenizer import LatentShape
 from marcli.tokenizer import base
-from marcli.tokenizer.base import depth_to_space, nearest_codes, space_to_depth
+from marcli.tokenizer.base import nearest_codes
 from marcli.tokenizer.kmeans import KMeansTokenizer
 
 
@@ -17,13 +17,6 @@ def tokenizer_for(codes: int, *, output: str = "codes") -> KMeansTokenizer:
     as_codes = output == "codes"
     shape = LatentShape(channels=1 if as_codes else 4, size=4, stride=2, codebook_size=codes if as_codes else None)
     return KMeansTokenizer(shape, scale=1.0, channels=1, codebook_size=codes)
-
-
-def test_space_to_depth_groups_channel_row_column_and_is_undone() -> None:
-    image = torch.arange(2 * 4 * 4).reshape(1, 2, 4, 4)
-    grid = space_to_depth(image, 2)
-    assert grid[0, :, 0, 1].tolist() == [2, 3, 6, 7, 18, 19, 22, 23]
-    assert torch.equal(depth_to_space(grid, 2), image)
 
 
 def test_patches_of_few_values_are_learned_exactly() -> None:
