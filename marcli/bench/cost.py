@@ -166,7 +166,7 @@ def causal_sampling(recipe: Recipe) -> dict[str, Component]:
     """One token per step: against cached keys, or with the whole prefix computed again."""
     backbone, tokens = recipe.model.backbone, recipe.num_tokens
     width, ratio, guided = backbone.width, backbone.mlp_ratio, halves(recipe)
-    cached = recipe.sample.kv_cache is not False
+    cached = recipe.uses_kv_cache
     lengths = range(1, tokens + 1)  # the class token, then all but the last token
     blocks = sum(block_flops(1 if cached else n, n, width, ratio) for n in lengths)
     embed = embed_parameters(recipe)

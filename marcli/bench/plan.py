@@ -171,7 +171,6 @@ def same_settings(first: Recipe, second: Recipe) -> bool:
     """Whether both sample alike, defaults filled in."""
 
     def settled(recipe: Recipe) -> Sample:
-        cached = isinstance(recipe.model.backbone, CausalBackbone) and recipe.sample.kv_cache is not False
-        return recipe.sample.model_copy(update={"steps": recipe.sampling_steps, "kv_cache": cached})
+        return recipe.sample.model_copy(update={"steps": recipe.sampling_steps, "kv_cache": recipe.uses_kv_cache})
 
     return settled(first) == settled(second)

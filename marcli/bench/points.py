@@ -133,8 +133,7 @@ def point_of(
     weights: str,
 ) -> Point:
     """The point that `recipe.sample` describes; with an approximation on, `engine_class` is that of all such."""
-    sample, causal = recipe.sample, isinstance(recipe.model.backbone, CausalBackbone)
-    approximations = tuple(departures(sample.approximate))
+    sample, approximations = recipe.sample, tuple(departures(recipe.sample.approximate))
     return Point(
         system=system,
         family=family_of(recipe),
@@ -146,7 +145,7 @@ def point_of(
         diffusion_steps=diffusion_steps_of(recipe),
         cfg=sample.cfg,
         temperature=sample.temperature,
-        kv_cache=causal and sample.kv_cache is not False,
+        kv_cache=recipe.uses_kv_cache,
         weights=weights,
         preset=sample.approximate.preset if approximations else None,
         unusual=unusual_settings(sample),

@@ -79,6 +79,11 @@ class Recipe(Section):
                 return self.sample.steps or min(64, self.num_tokens)
 
     @property
+    def uses_kv_cache(self) -> bool:
+        """Whether keys and values are kept in generation: for a causal backbone, unless `sample.kv_cache` says no."""
+        return isinstance(self.model.backbone, CausalBackbone) and self.sample.kv_cache is not False
+
+    @property
     def denoises(self) -> bool:
         """Whether tokens, or the whole grid of a DiT, are sampled in `sample.diffusion_steps` steps."""
         return isinstance(self.model.backbone, DiTBackbone) or self.model.head.denoises

@@ -56,10 +56,3 @@ def schedule_of(recipe: Recipe) -> list[RevealStep]:
         cfg=recipe.sample.cfg,
         cfg_schedule=recipe.sample.cfg_schedule,
     )
-
-
-def uses_cache(recipe: Recipe) -> bool:
-    """Whether keys and values are kept: for causal backbones, unless the recipe says no."""
-    if recipe.sample.kv_cache is not None:
-        return recipe.sample.kv_cache
-    return recipe.model.backbone.kind == "causal"

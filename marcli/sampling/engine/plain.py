@@ -12,7 +12,7 @@ from marcli.recipe.approximate import switched_on
 from marcli.recipe.schema import Recipe
 from marcli.sampling.confidence import reveal_by_confidence
 from marcli.sampling.engine.approximate import plan, reveal_approximately
-from marcli.sampling.engine.base import head_sampling, schedule_of, uses_cache
+from marcli.sampling.engine.base import head_sampling, schedule_of
 from marcli.sampling.engine.checkerboard import checkerboard_order
 from marcli.sampling.engine.features import FeatureCache
 from marcli.sampling.engine.transformer import FastMaskedBackbone
@@ -67,7 +67,7 @@ class PlainEngine:
             tape=tape,
             on_step=on_step,
         )
-        kv_cache = uses_cache(self.recipe)
+        kv_cache = self.recipe.uses_kv_cache
         if self.planned is not None:
             return reveal_approximately(
                 self.model,
