@@ -226,21 +226,19 @@ def report(
     import torch
     from rich.console import Console
 
-    from marcli.runtime.atomic import atomic_file
-    from marcli.sampling.album import write_grid, write_record
+    from marcli.runtime.atomic import write_json
+    from marcli.sampling.album import write_grid
 
     Console(soft_wrap=True).print(comparison(results))
     notes += [f"skipped {name}: {reason}" for name, reason in images.skipped]
-    out.mkdir(parents=True, exist_ok=True)
     rows = torch.cat([originals[: len(pictures[0])], *pictures])
-    with atomic_file(out / "roundtrip.png") as partial:
-        write_grid(rows, partial, columns=len(pictures[0]))
+    write_grid(rows, out / "roundtrip.png", columns=len(pictures[0]))
     record = {
         "tokenizers": [{"name": name, **asdict(trip)} for name, trip in results],
         "notes": notes,
         "picture": str(out / "roundtrip.png"),
     }
-    write_record(record, out / "tokenize.json")
+    write_json(out / "tokenize.json", record)
     lines = [
         *notes,
         f"wrote {out / 'roundtrip.png'} (originals, then one row per tokenizer) and {out / 'tokenize.json'}",

@@ -37,7 +37,7 @@ from marcli.data.latents import (
     labels_hash,
 )
 from marcli.errors import MarcliError, UsageError
-from marcli.runtime.atomic import atomic_file, remove_partials
+from marcli.runtime.atomic import remove_partials, write_json
 
 ENCODE_IMAGES = 32  # pictures per pass of the tokenizer; part of the arithmetic, so not an option
 
@@ -204,12 +204,6 @@ def count_recorded(folder: Path) -> int:
 def shard_record(folder: Path, shard: int) -> Path:
     """Where the record of a shard lies."""
     return folder / SHARDS / f"{shard:06d}.json"
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON completely or not at all."""
-    with atomic_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=1) + "\n")
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from marcli.metrics.statistics import Gaussian, gaussian_from_features
 from marcli.metrics.streamed import stream_features
 from marcli.recipe.data import Data
 from marcli.runtime.accelerator import Processes
-from marcli.runtime.atomic import atomic_file, sha256_file
+from marcli.runtime.atomic import atomic_file, sha256_file, write_json
 from marcli.runtime.home import at_home
 from marcli.runtime.user_cache import user_cache
 
@@ -278,8 +278,7 @@ def write_statistics(reference: Reference, path: Path) -> Path:
     with atomic_file(path) as incomplete:
         np.savez(incomplete, **arrays, metadata=np.array(json.dumps(facts, sort_keys=True)))
     beside = path.with_suffix(".json")
-    with atomic_file(beside) as incomplete:
-        incomplete.write_text(json.dumps({**facts, "sha256": sha256_file(path)}, indent=1) + "\n")
+    write_json(beside, {**facts, "sha256": sha256_file(path)})
     return beside
 
 

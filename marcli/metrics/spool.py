@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from marcli.errors import MarcliError
 from marcli.metrics.extract import FeatureBatch
 from marcli.metrics.hashed import read_hashed, write_hashed
-from marcli.runtime.atomic import atomic_file
+from marcli.runtime.atomic import write_json
 
 
 class FeatureSpool:
@@ -26,9 +26,7 @@ class FeatureSpool:
         text = json.dumps(settings, sort_keys=True)
         self.path = folder / f"features-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         self.units = [[int(index) for index in unit] for unit in units]
-        self.path.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self.path / "settings.json") as incomplete:
-            incomplete.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
+        write_json(self.path / "settings.json", settings)
 
     def missing(self) -> list[int]:
         """Return the numbers of the units that are not there, having checked the hash of those that are."""

@@ -1,6 +1,7 @@
 """Files and folders that exist completely or not at all, whenever the process is killed."""
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -55,6 +56,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, as `atomic_file`."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def remove_partials(folder: Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from marcli.runtime.atomic import atomic_file, remove_partials
+from marcli.runtime.atomic import remove_partials, write_json
 from marcli.runtime.lock import exclusive
 
 State = Literal["running", "done", "stopped", "failed"]
@@ -47,8 +47,7 @@ class RunDir:
             "host": socket.gethostname(),
             **facts,
         }
-        with atomic_file(self.status_path) as partial:
-            partial.write_text(json.dumps(status, indent=1) + "\n")
+        write_json(self.status_path, status)
 
     def discard(self) -> None:
         """Remove a folder in which nothing has begun; one that holds more than a start writes stays as it is."""

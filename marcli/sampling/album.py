@@ -1,8 +1,7 @@
 """Pictures on disk: one PNG each, a grid, and the npz that the ADM evaluation suite reads."""
 
-import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -92,11 +91,6 @@ def write_grid(images: UInt8[Tensor, "batch channels height width"], path: Path,
         grid_image(images, columns=columns).save(partial, format="PNG")
 
 
-def read_pictures(folder: Path, indices: Sequence[int]) -> UInt8[np.ndarray, "batch height width channels"]:
-    """Read back written pictures; raises MarcliError naming one that is damaged."""
-    return np.stack([read_picture(picture_path(folder, index)) for index in indices])
-
-
 def read_picture(path: Path) -> UInt8[np.ndarray, "side side channels"]:
     """Read back one picture; raises MarcliError when it is damaged."""
     try:
@@ -108,24 +102,19 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "side side channels"]:
 
 def read_grid_pictures(folder: Path, num: int) -> UInt8[Tensor, "batch channels height width"]:
     """The first pictures of a folder of `num`, as many as a grid shows."""
-    return torch.from_numpy(read_pictures(folder, range(min(num, GRID_PICTURES)))).permute(0, 3, 1, 2)
+    pictures = [read_picture(picture_path(folder, index)) for index in range(min(num, GRID_PICTURES))]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 
 def write_npz(folder: Path, labels: Sequence[int], path: Path) -> None:
     """Write `arr_0` (uint8 [n, h, w, 3], grey repeated) and `arr_1` (labels), one picture in memory at a time."""
-    height, width = read_pictures(folder, [0]).shape[1:3]
+    height, width = read_picture(picture_path(folder, 0)).shape[:2]
     with atomic_file(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
             shape = (len(labels), height, width, 3)
             npy.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for index in range(len(labels)):
-                picture = read_pictures(folder, [index])[0]
+                picture = read_picture(picture_path(folder, index))
                 member.write(np.ascontiguousarray(np.broadcast_to(picture, (height, width, 3))).tobytes())
         with archive.open("arr_1.npy", "w") as member:
             npy.write_array(member, np.asarray(labels, dtype=np.int64))
-
-
-def write_record(record: Mapping[str, object], path: Path) -> None:
-    """Write facts as JSON."""
-    with atomic_file(path) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n")

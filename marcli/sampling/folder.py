@@ -12,9 +12,9 @@ from typing import Any
 
 from marcli.errors import UsageError
 from marcli.metrics.pictures import SAMPLE_NAME
-from marcli.runtime.atomic import remove_partials
+from marcli.runtime.atomic import remove_partials, write_json
 from marcli.runtime.lock import exclusive
-from marcli.sampling.album import picture_path, write_record
+from marcli.sampling.album import picture_path
 
 PLAN, RECORD = "plan.json", "samples.json"
 DECIDES_NOTHING = ("system", "note", "num", "images")  # the hashes say which system it was
@@ -61,7 +61,7 @@ def prepare_folder(folder: Path, plan: Mapping[str, Any], *, num: int) -> None:
     for path in numbered_pictures(folder):
         if not is_same or int(path.stem) >= num:
             path.unlink()
-    write_record(plan, folder / PLAN)
+    write_json(folder / PLAN, plan)
     for name in ALWAYS_MADE if is_complete else ALWAYS_MADE + MADE_WHEN_ASKED:
         (folder / name).unlink(missing_ok=True)
 
@@ -90,7 +90,7 @@ def deciding(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 def finish_folder(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the record of a complete folder in the plan's place."""
-    write_record(record, folder / RECORD)
+    write_json(folder / RECORD, record)
     (folder / PLAN).unlink(missing_ok=True)
 
 

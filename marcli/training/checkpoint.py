@@ -54,7 +54,6 @@ def save_checkpoint(folder: Path, trained: Trained, state: dict, *, keep: int) -
     path = checkpoint_path(folder, state["step"])
     drop_all_but(keep, folder)  # a lowered `keep` makes room for this one
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with atomic_folder(path) as aside:
             save_file(to_cpu(trained.model.state_dict()), aside / "model.safetensors")
             save_file(to_cpu(trained.ema.state()), aside / "ema.safetensors")

@@ -6,7 +6,6 @@ open when a checkpoint is written travels in it, so a resumed run writes the lin
 
 import importlib.util
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -125,6 +124,6 @@ def drop_lines_after(path: Path, step: int) -> None:
         except (ValueError, TypeError, KeyError):
             continue  # a line cut by a kill, or damaged
         if is_kept:
-            kept.append(text + os.linesep)
+            kept.append(text + "\n")
     with atomic_file(path) as aside:
         aside.write_text("".join(kept))

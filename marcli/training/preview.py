@@ -44,7 +44,6 @@ def write_pictures(job: Job, weights: Literal["ema", "raw"], path: Path) -> None
     classes = range(job.recipe.data.num_classes)
     pictures = generate(engine, job.tokenizer, classes=classes, seed=SEED, batches=batches)
     images = torch.cat([part.images for part in pictures])
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_grid(images, path, columns=min(COLUMNS, sample.num))
 
 
