@@ -17,30 +17,25 @@ from torch import Tensor
 
 from marcli.errors import MarcliError
 from marcli.pretrained import dit, official_mar
-from marcli.pretrained.safe import read_safetensors_file, read_torch_file
+from marcli.pretrained.safe import check_is_file, read_safetensors_file, read_torch_file
 from marcli.runtime.atomic import atomic_folder, sha256_file
 from marcli.runtime.user_cache import user_cache
 
 log = logging.getLogger("marcli")
 
 VERSION = 2
-UNGUIDED = {name: official_mar.UNGUIDED for name in official_mar.SHIPPED}
+UNGUIDED = {name: official_mar.UNGUIDED for name in official_mar.SHIPPED}  # overrides for sampling without guidance
 RECORD = "record.json"
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted file, the shipped recipe it belongs to, and the overrides that make the recipe the file's own.
-
-    `unguided` are further overrides for sampling without guidance, as its authors do.
-    """
+    """A converted file, the shipped recipe it belongs to, and the overrides that make the recipe the file's own."""
 
     weights: Path
     recipe: str
     overrides: tuple[str, ...]
-    unguided: tuple[str, ...]
     sets: tuple[str, ...]
-    source: str
     source_sha256: str
     weights_sha256: str
 
@@ -53,7 +48,8 @@ def convert_once(source: Path) -> Converted:
     """
     from filelock import FileLock  # a tenth of a second that no run of one's own needs
 
-    sha256 = sha256_file(checked_file(source))
+    check_is_file(source)
+    sha256 = sha256_file(source)
     folder = user_cache() / "converted" / f"{sha256}-{VERSION}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # processes of one command ask at the same time
@@ -71,9 +67,7 @@ def write_conversion(source: Path, sha256: str, folder: Path) -> Converted:
             weights=folder / "weights.safetensors",
             recipe=recipe,
             overrides=overrides,
-            unguided=UNGUIDED.get(recipe, ()),
             sets=tuple(sorted({name.split(".")[0] for name in tensors})),
-            source=str(source.resolve()),
             source_sha256=sha256,
             weights_sha256=sha256_file(aside / "weights.safetensors"),
         )
@@ -85,7 +79,7 @@ def kept_conversion(folder: Path) -> Converted | None:
     """Return the conversion in `folder` when it is there and its bytes are those that were written."""
     try:
         record = json.loads((folder / RECORD).read_text())
-        sequences = {name: tuple(record[name]) for name in ("overrides", "unguided", "sets")}
+        sequences = {name: tuple(record[name]) for name in ("overrides", "sets")}
         kept = Converted(**{**record, **sequences, "weights": folder / record["weights"]})
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -155,9 +149,3 @@ def check_finite(tensors: Mapping[str, Tensor], *, source: str) -> None:
     broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise MarcliError(f"{source} holds values that are not finite, in {', '.join(broken[:20])}.")
-
-
-def checked_file(path: Path) -> Path:
-    if not path.is_file():
-        raise MarcliError(f"There is no weights file {path}.")
-    return path

@@ -40,9 +40,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace, CALLBACK_KEY]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is an error below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except (
-        Exception
-    ) as error:  # the unpickler raises KeyError, EOFError, RuntimeError ... for files that are not torch's
+    except Exception as error:  # for files that are not torch's the unpickler raises many kinds
         raise MarcliError(unreadable(path, error)) from None
     if not isinstance(content, dict):
         raise MarcliError(f"{path} holds a {type(content).__name__}, not a mapping of names to tensors.")

@@ -41,12 +41,12 @@ Weights = Literal["ema", "raw"]
 
 @dataclass(frozen=True)
 class Found:
-    """Where the parts of a system lie."""
+    """Where the parts of a system lie; `source_sha256` is that of a file of others which became `weights`."""
 
     name: str
     recipe: Recipe
     weights: Path
-    weights_sha256: str
+    source_sha256: str | None
     tokenizer: Path | None
     note: str | None
 
@@ -77,7 +77,7 @@ def load_system(spec: str | None, *, weights: Weights, overrides: Sequence[str])
         model=model,
         tokenizer=tokenizer,
         weights=chosen,
-        weights_sha256=found.weights_sha256,
+        weights_sha256=found.source_sha256 or sha256_file(found.weights),
         note="; ".join(notes) or None,
     )
 
@@ -92,15 +92,16 @@ def name_system(spec: str | None, *, weights: Weights, overrides: Sequence[str])
     if spec in MODELS and must_be_downloaded(spec):
         model = MODELS[spec]
         log.warning("%s would be downloaded from %s.", model.file.name, model.file.repo)
-        recipe = published_recipe(model.recipe, (), UNGUIDED.get(model.recipe, ()), overrides)
-        say_idle(recipe, overrides)
-        return Named(spec, recipe, weights if weights in model.sets else model.sets[0])
-    if spec.startswith(HUB_PREFIX):
+        recipe = published_recipe(model.recipe, (), overrides)
+        named = Named(spec, recipe, weights if weights in model.sets else model.sets[0])
+    elif spec.startswith(HUB_PREFIX):
         folder = fetch_shared(spec.removeprefix(HUB_PREFIX), whole=False)
-        return Named(spec, read_recipe(folder / "recipe.yaml", overrides), weights)
-    found = find(spec, overrides)
-    say_idle(found.recipe, overrides)
-    return Named(found.name, found.recipe, choose(weights, sets_of(found.weights), found)[0])
+        named = Named(spec, read_recipe(folder / "recipe.yaml", overrides), weights)
+    else:
+        found = find(spec, overrides)
+        named = Named(found.name, found.recipe, choose(weights, sets_of(found.weights), found)[0])
+    say_idle(named.recipe, overrides)
+    return named
 
 
 def say_idle(recipe: Recipe, overrides: Sequence[str]) -> None:
@@ -172,7 +173,7 @@ def find_run(name: str, folder: Path, overrides: Sequence[str]) -> Found:
         name=name,
         recipe=read_recipe(run.recipe_path, overrides),
         weights=run.weights_path,
-        weights_sha256=sha256_file(run.weights_path),
+        source_sha256=None,
         tokenizer=run.tokenizer_path if run.tokenizer_path.is_dir() else None,
         note=None,
     )
@@ -192,7 +193,7 @@ def find_weights_file(path: Path, overrides: Sequence[str]) -> Found:
         name=str(path),
         recipe=recipe,
         weights=path,
-        weights_sha256=sha256_file(path),
+        source_sha256=None,
         tokenizer=tokenizer if tokenizer.is_dir() else None,
         note=None,
     )
@@ -203,21 +204,21 @@ def find_published(name: str, path: Path, overrides: Sequence[str], *, note: str
     converted = convert_once(path)
     return Found(
         name=name,
-        recipe=published_recipe(converted.recipe, converted.overrides, converted.unguided, overrides),
+        recipe=published_recipe(converted.recipe, converted.overrides, overrides),
         weights=converted.weights,
-        weights_sha256=converted.source_sha256,
+        source_sha256=converted.source_sha256,
         tokenizer=None,
         note=None if "ema" in converted.sets else note,
     )
 
 
-def published_recipe(name: str, own: Sequence[str], unguided: Sequence[str], overrides: Sequence[str]) -> Recipe:
-    """The shipped recipe under a file's `own` settings and the user's; `unguided` count where there is no guidance."""
+def published_recipe(name: str, own: Sequence[str], overrides: Sequence[str]) -> Recipe:
+    """The shipped recipe under a file's `own` settings and the user's; without guidance, its authors' for that, too."""
     shipped = shipped_recipe(name)
     recipe = read_recipe(shipped, [*own, *overrides])
     if recipe.sample.cfg > 1:
         return recipe
-    return read_recipe(shipped, [*own, *unguided, *overrides])  # what the user says goes first
+    return read_recipe(shipped, [*own, *UNGUIDED.get(name, ()), *overrides])  # what the user says goes first
 
 
 def check_manifest(folder: Path, name: str) -> None:

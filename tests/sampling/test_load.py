@@ -56,24 +56,28 @@ def pictures_of(system: System) -> torch.Tensor:
     return pictures.images
 
 
-def test_a_name_without_its_weights_is_the_same(tmp_path: Path, recipe: Recipe) -> None:
+def test_a_name_without_its_weights_is_the_same_and_reads_none_of_them(tmp_path: Path, recipe: Recipe, monkeypatch):
     run = make_run(tmp_path / "run", recipe)
     for spec in (str(run), str(run / "weights.safetensors")):
         for given in (dict(weights="raw", overrides=()), dict(weights="ema", overrides=("sample.cfg=2",))):
-            named, system = name_system(spec, **given), load_system(spec, **given)
+            system = load_system(spec, **given)
+            with monkeypatch.context() as patched:
+                patched.setattr("marcli.sampling.load.sha256_file", lambda path: pytest.fail(f"{path} was read"))
+                named = name_system(spec, **given)
             assert (named.name, named.recipe, named.weights) == (system.name, system.recipe, system.weights)
     with pytest.raises(UsageError, match="only sample"):
         name_system(str(run), weights="ema", overrides=("train.lr=1",))
 
 
-def test_a_shared_run_is_named_by_its_recipe_alone(tmp_path: Path, recipe: Recipe, monkeypatch) -> None:
+def test_a_shared_run_is_named_by_its_recipe_alone(tmp_path: Path, recipe: Recipe, monkeypatch, caplog) -> None:
     write_recipe(recipe, tmp_path / "recipe.yaml")
     monkeypatch.setattr(
         "marcli.sampling.load.fetch_shared",
         lambda identifier, whole: pytest.fail("the weights were fetched") if whole else tmp_path,
     )
-    named = name_system("hub:user/run", weights="raw", overrides=())
+    named = name_system("hub:user/run", weights="raw", overrides=["sample.confidence_temperature=4.5"])
     assert (named.name, named.recipe, named.weights) == ("hub:user/run", recipe, "raw")
+    assert "sample.confidence_temperature=4.5 changes nothing" in caplog.text
 
 
 @pytest.mark.parametrize(("weights", "offset"), [("ema", 0.25), ("raw", 0.0)])
