@@ -330,7 +330,9 @@ def measure_system(
     from marcli.cli.eval_report import write_report
     from marcli.metrics.evaluate import score_features
     from marcli.metrics.references import check_colour, open_reference
-    from marcli.sampling.evaluation import collect_samples, colours_of, evaluation_folder, system_settings
+    from marcli.sampling.engine.build import build_engine
+    from marcli.sampling.engine.compiled import compiling_pays
+    from marcli.sampling.evaluation import collect_samples, colours_of, evaluation_folder, picture_settings
     from marcli.sampling.load import load_system
     from marcli.sampling.sample import chosen_classes
 
@@ -346,29 +348,16 @@ def measure_system(
     )
     if against is not None and extractor.name == "pixels":
         check_colour(against, colours_of(system))
+    long = compiling_pays(len(seeds) * num // (system.recipe.sample.batch_size * team.world_size))
+    maker = build_engine(system, name=engine, device=team.device, precision=team.precision, compiled=long)
     results = []
     for seed in seeds:
         collected = collect_samples(
-            system,
-            extractor,
-            seed=seed,
-            num=num,
-            classes=wanted,
-            folder=folder,
-            engine=engine,
-            precision=team.precision,
-            processes=team,
+            system, maker, extractor, seed=seed, num=num, classes=wanted, folder=folder, processes=team
         )
         if collected is None or against is None:
             continue
-        made_by = {
-            "name": system.name,
-            **system_settings(system),
-            "seed": seed,
-            "classes": wanted,
-            "engine": engine,
-            "precision": team.precision,
-        }
+        made_by = picture_settings(system, maker, seed=seed, classes=wanted, precision=team.precision)
         result = score_features(
             collected.features,
             collected.blank,
@@ -377,7 +366,7 @@ def measure_system(
             image_size=size,
             inception_splits=splits,
             rounding="generated",
-            source=made_by,
+            source={"name": system.name, **made_by},
         )
         results.append(result)
     return write_report(results, folder) if results else ([], {})

@@ -6,7 +6,6 @@ the fly and evaluating the written PNGs see the same pictures.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import UInt8
@@ -17,20 +16,25 @@ from marcli.metrics.collect import Collected, collect
 from marcli.metrics.extract import FeatureBatch, extract_images
 from marcli.metrics.features import Extractor
 from marcli.runtime.accelerator import Processes
-from marcli.sampling.engine.build import EngineName, build_engine
-from marcli.sampling.engine.compiled import compiling_pays
+from marcli.sampling.engine.base import Engine
 from marcli.sampling.generate import generate, micro_batches
 from marcli.sampling.system import Named, System
 
 
-def system_settings(system: System) -> dict[str, object]:
-    """Return everything about a system that its pictures depend on, as JSON values."""
+def picture_settings(
+    system: System, engine: Engine, *, seed: int, classes: Sequence[int], precision: str
+) -> dict[str, object]:
+    """Return everything that the pictures of a seed depend on, as JSON values."""
     return {
         "weights": system.weights,
         "weights_sha256": system.weights_sha256,
         "tokenizer": system.tokenizer.fingerprint,
         "note": system.note,
         "sample": system.recipe.sample.model_dump(mode="json", exclude={"num"}),
+        "seed": seed,
+        "classes": list(classes),
+        "engine": engine.name,
+        "precision": precision,
     }
 
 
@@ -50,14 +54,13 @@ def colours_of(system: System) -> UInt8[Tensor, "1 channels side side"]:
 
 def collect_samples(
     system: System,
+    engine: Engine,
     extractor: Extractor,
     *,
     seed: int,
     num: int,
     classes: Sequence[int],
     folder: Path,
-    engine: EngineName,
-    precision: Literal["fp32", "bf16"],
     processes: Processes,
 ) -> Collected | None:
     """Return the features of pictures 0..num-1 of `seed`, generating those not in `folder`; on the main process only.
@@ -65,26 +68,15 @@ def collect_samples(
     Raises StoppedError after a signal, with everything finished kept: the same call continues with the same pictures.
     """
     units = micro_batches(start=0, stop=num, batch_size=system.recipe.sample.batch_size, rank=0, world_size=1)
-    maker = build_engine(
-        system,
-        name=engine,
-        device=processes.device,
-        precision=precision,
-        compiled=compiling_pays(len(units) // processes.world_size),
-    )
-    tokenizer = system.tokenizer.to(processes.device, memory_format=torch.channels_last)
+    tokenizer = system.tokenizer.to(engine.device, memory_format=torch.channels_last)
 
     def produce(wanted: Sequence[Sequence[int]]) -> Iterator[FeatureBatch]:
-        for pictures in generate(maker, tokenizer, classes=classes, seed=seed, batches=wanted):
+        for pictures in generate(engine, tokenizer, classes=classes, seed=seed, batches=wanted):
             yield extract_images(pictures.indices, pictures.images, extractor)
 
     settings = {
-        **system_settings(system),
+        **picture_settings(system, engine, seed=seed, classes=classes, precision=processes.precision),
         **extractor.identity,
-        "seed": seed,
-        "classes": list(classes),
-        "engine": maker.name,
-        "precision": precision,
         "marcli": __version__,
         "torch": torch.__version__,
     }

@@ -16,6 +16,7 @@ from marcli.data.images import open_images
 from marcli.metrics import features
 from marcli.recipe.schema import Recipe
 from marcli.sampling import evaluation
+from marcli.sampling.engine import build as engines
 from marcli.tokenizer.build import new_tokenizer, save_tokenizer
 from tests.model import tiny
 from tests.sampling.runs import write_run
@@ -55,13 +56,17 @@ def test_on_the_fly_equals_the_written_pictures_and_their_archive(run_folder, tm
     assert json.loads(Path(file).read_text())["metrics"] == fly["metrics"]
 
 
-def test_several_seeds(run_folder, tmp_path, measure):
+def test_several_seeds_are_made_by_one_engine(run_folder, tmp_path, measure, monkeypatch):
+    built = []
+    build = engines.build_engine
+    monkeypatch.setattr(engines, "build_engine", lambda *args, **options: built.append(1) or build(*args, **options))
     both = measure(run_folder, "--seeds", "0,1", "--num", 30, "--out", tmp_path, "--steps", 2)
     fids = [result["metrics"]["fid"] for result in both["results"]]
     assert fids[0] != fids[1] and both["seeds"] == [0, 1] and len(both["files"]) == 2
     assert both["metrics"]["fid"] == pytest.approx(np.mean(fids))
     assert both["spread"]["fid"] == pytest.approx(np.std(fids, ddof=1))
-    assert both["results"][0]["source"]["sample"]["steps"] == 2
+    source = both["results"][0]["source"]
+    assert source["sample"]["steps"] == 2 and (source["engine"], len(built)) == ("fast", 1)
 
 
 def test_features_of_other_arithmetic_or_another_version_never_meet(run_folder, tmp_path, measure, monkeypatch):
