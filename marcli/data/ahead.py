@@ -10,8 +10,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
-    """Yield `function` of each item, in order, up to two per thread ahead; 0 threads compute when asked.
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, most: int | None = None
+) -> Iterator[Result]:
+    """Yield `function` of each item, in order, up to `most` (None: two per thread) ahead; 0 threads compute when asked.
 
     An error reaches the reader in the place of its result. Threads end with the iterator.
     """
@@ -21,7 +23,7 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, threads:
     remaining = iter(items)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="marcli-ahead")
     try:
-        pending = deque(pool.submit(function, item) for item in islice(remaining, 2 * threads))
+        pending = deque(pool.submit(function, item) for item in islice(remaining, most or 2 * threads))
         while pending:
             result = pending.popleft().result()
             pending.extend(pool.submit(function, item) for item in islice(remaining, 1))

@@ -9,17 +9,17 @@ import errno
 import hashlib
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from marcli.data.ahead import ahead
 from marcli.data.crop import BrokenImageError
 from marcli.data.images import ImageSet
 from marcli.data.latents import (
@@ -102,9 +102,9 @@ def allocate(file: Path, plan: CachePlan, labels: np.ndarray) -> None:
 
 
 def decode_shards(
-    images: ImageSet, plan: CachePlan, shards: Iterable[int], *, threads: int
+    images: ImageSet, plan: CachePlan, shards: Sequence[int], *, threads: int
 ) -> Iterator[tuple[int, list[np.ndarray | BrokenImageError]]]:
-    """Yield each shard with its pictures, or why one cannot be read, decoding one shard ahead in threads."""
+    """Yield each shard with its pictures, or why one cannot be read, decoding as many pictures ahead in threads."""
 
     def decode(index: int) -> np.ndarray | BrokenImageError:
         try:
@@ -112,18 +112,10 @@ def decode_shards(
         except BrokenImageError as error:
             return error
 
-    ahead: deque[tuple[int, list[Future]]] = deque()
-    pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="marcli-decode")
-    try:
-        for shard in shards:
-            ahead.append((shard, [pool.submit(decode, index) for index in plan.shard_range(shard)]))
-            if len(ahead) > 1:
-                ready, decoded = ahead.popleft()
-                yield ready, [future.result() for future in decoded]
-        for ready, decoded in ahead:
-            yield ready, [future.result() for future in decoded]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    indices = chain.from_iterable(map(plan.shard_range, shards))
+    decoded = ahead(decode, indices, threads=threads, most=plan.shard_images)
+    for shard in shards:
+        yield shard, list(islice(decoded, len(plan.shard_range(shard))))
 
 
 def encode_shard(

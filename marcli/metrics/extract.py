@@ -4,9 +4,8 @@ Reading, decoding and resizing run in threads ahead of the network. Batches are 
 picture is computed among the same neighbours on any number of processes and after any interruption.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from marcli.data.ahead import ahead
 from marcli.metrics.features import Extractor
 
 UNIT = 256  # pictures that a process takes at a time
@@ -45,27 +45,19 @@ def extract_read(
 ) -> Iterator[FeatureBatch]:
     """Yield the features of each batch of indices, in order; `read` runs in `workers` threads, a few batches ahead."""
 
-    def prepare(indices: Sequence[int]) -> tuple[Tensor, np.ndarray]:
+    def prepare(indices: Sequence[int]) -> tuple[Sequence[int], Tensor, np.ndarray]:
+        torch.set_num_threads(1)
         images = read(indices)
-        return extractor.input_of(images), blank_pictures(images)
+        return indices, extractor.input_of(images), blank_pictures(images)
 
     # A thread's setting becomes that of every thread which asks later, so this one asks before, and restores it.
     threads = torch.get_num_threads()
-    pending: deque[tuple[Sequence[int], Future]] = deque()
-    remaining = iter(batches)
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            while True:
-                while len(pending) < workers + 2 and (batch := next(remaining, None)) is not None:
-                    pending.append((batch, pool.submit(prepare, batch)))
-                if not pending:
-                    return
-                indices, future = pending.popleft()
-                prepared, blank = future.result()
+    try:
+        with closing(ahead(prepare, batches, threads=workers)) as stream:
+            for indices, prepared, blank in stream:
                 yield FeatureBatch([int(index) for index in indices], extractor.features_of(prepared), blank)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def extract_images(

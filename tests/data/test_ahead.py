@@ -8,12 +8,12 @@ import pytest
 from marcli.data.ahead import ahead
 
 
-@pytest.mark.parametrize("threads", [0, 1, 3])
-def test_results_come_in_order_and_a_bounded_number_ahead(threads) -> None:
+@pytest.mark.parametrize(("threads", "most", "bound"), [(0, None, 0), (1, None, 2), (3, None, 6), (2, 7, 7)])
+def test_results_come_in_order_and_a_bounded_number_ahead(threads, most, bound) -> None:
     taken = itertools.count()
-    results = ahead(lambda item: item * item, (next(taken) for _ in range(20)), threads=threads)
+    results = ahead(lambda item: item * item, (next(taken) for _ in range(20)), threads=threads, most=most)
     assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
-    assert next(taken) == 5 + 2 * threads
+    assert next(taken) == 5 + bound
     results.close()
 
 
