@@ -20,6 +20,7 @@ from marcli.metrics.frechet import frechet_distance
 from marcli.metrics.statistics import gaussian_from_features
 from marcli.runtime.accelerator import synchronise
 from marcli.tokenizer.base import Tokenizer
+from marcli.tokenizer.moments import LatentMoments
 
 PIXEL_FEATURES_SIDE = 16  # pixel features of larger pictures are those of their averages over so many squares a side
 
@@ -137,34 +138,6 @@ class LatentStatistics:
             "codes": len(self._usage) if has_codes else None,
             "perplexity": perplexity(self._usage) if has_codes else None,
         }
-
-
-class LatentMoments:
-    """Running mean and variance of latents, in all and per channel."""
-
-    def __init__(self, channels: int) -> None:
-        self._count = 0
-        self._sum = torch.zeros(channels, dtype=torch.float64)
-        self._squares = torch.zeros(channels, dtype=torch.float64)
-
-    def add(self, latents: Float[Tensor, "batch c s s"]) -> None:
-        """Take in a batch."""
-        values = latents.double().cpu()
-        self._count += values.numel() // values.shape[1]
-        self._sum += values.sum((0, 2, 3))
-        self._squares += values.square().sum((0, 2, 3))
-
-    @property
-    def std(self) -> float:
-        """Standard deviation over everything, around the common mean."""
-        mean, square = self._sum.mean() / self._count, self._squares.mean() / self._count
-        return float((square - mean**2).clamp(min=0).sqrt())
-
-    @property
-    def channel_range(self) -> tuple[float, float]:
-        """Smallest and largest standard deviation of a channel."""
-        stds = (self._squares / self._count - (self._sum / self._count) ** 2).clamp(min=0).sqrt()
-        return float(stds.min()), float(stds.max())
 
 
 def psnr(images: UInt8[Tensor, "batch c h w"], others: UInt8[Tensor, "batch c h w"]) -> Float[Tensor, " batch"]:

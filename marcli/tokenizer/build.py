@@ -21,6 +21,7 @@ from marcli.recipe.schema import Recipe
 from marcli.runtime.home import at_home
 from marcli.tokenizer.architecture import weights_note
 from marcli.tokenizer.base import Tokenizer
+from marcli.tokenizer.moments import LatentMoments
 
 SCALE_IMAGES = 10_000  # measure the scale on at most so many images, evenly spread
 FILE = "tokenizer.json"
@@ -197,7 +198,7 @@ def measure_scale(tokenizer: Tokenizer, images: ImageSet) -> float:
 
     The mean is not removed from latents, but it is from their spread, as where MAR's 0.2325 comes from.
     """
-    count = total = squares = 0.0
+    moments = LatentMoments(tokenizer.shape.channels)
     before, tokenizer.scale = tokenizer.scale, 1.0
     device = next((buffer.device for buffer in tokenizer.state_dict().values()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
@@ -205,14 +206,10 @@ def measure_scale(tokenizer: Tokenizer, images: ImageSet) -> float:
     for pixels, _ in images.batches(64, indices=chosen):
         shape = (len(pixels), tokenizer.shape.channels, tokenizer.shape.size, tokenizer.shape.size)
         noise = torch.randn(shape, generator=generator).to(device) if tokenizer.has_posterior else None
-        latents = tokenizer.sample(tokenizer.encode(pixels.to(device)), noise).double()
-        count += latents.numel()
-        total += latents.sum().item()
-        squares += latents.square().sum().item()
+        moments.add(tokenizer.sample(tokenizer.encode(pixels.to(device)), noise))
     tokenizer.scale = before
-    variance = squares / count - (total / count) ** 2
-    if not variance > 0:
+    if not moments.std > 0:
         raise MarcliError(
             f"the latents of tokenizer {tokenizer.kind!r} do not vary over the images: set tokenizer.scale"
         )
-    return float(f"{variance**-0.5:.6g}")  # six digits do not depend on the machine
+    return float(f"{1 / moments.std:.6g}")  # six digits do not depend on the machine
