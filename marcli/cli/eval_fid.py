@@ -218,7 +218,7 @@ def eval_fid(
             out=out,
         )
     if team.is_main:
-        shared_lines, shared = share(run, push_to) if run is not None else ([], {})
+        shared_lines, shared = share(run, push_to)
         print_result([*lines, *shared_lines], {**record, **shared}, as_json=as_json)
 
 

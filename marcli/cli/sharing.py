@@ -37,7 +37,7 @@ def run_to_share(names: list[str], *, images: str | None, make_stats: Path | Non
     return run
 
 
-def share(run: RunDir, push_to: str | None) -> tuple[list[str], dict[str, str | Path]]:
+def share(run: RunDir | None, push_to: str | None) -> tuple[list[str], dict[str, str]]:
     """Share `run` when asked to; return the lines and the facts to end with."""
     if push_to is None:
         return [], {}

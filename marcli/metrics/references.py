@@ -193,15 +193,7 @@ def read_reference(
     pictures = measure_once(source, extractor, processes=processes, workers=workers)
     if pictures is None or moments is None:
         return pictures
-    return Reference(
-        name=moments.name,
-        sha256=moments.sha256,
-        gaussian=moments.gaussian,
-        features=pictures.features,
-        image_size=source.image_size,
-        identity=moments.identity,
-        stated=moments.stated,
-    )
+    return replace(moments, features=pictures.features, image_size=source.image_size)
 
 
 def measure(

@@ -1,6 +1,6 @@
 """The convolutional autoencoder of latent diffusion, in diffusers' words, and how its files are read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -60,14 +60,9 @@ def load_published(
         MarcliError: the file cannot be read, would run code, or lacks, adds or misshapes a tensor
     """
     tensors = read_ldm_file(path)
-    arguments = Architecture(
-        widths=architecture.widths,
-        latent_channels=architecture.latent_channels,
-        attention=architecture.attention,
-        decoder_attention=has_decoder_attention(tensors, levels=architecture.levels),
-    ).blocks()
+    in_file = replace(architecture, decoder_attention=has_decoder_attention(tensors, levels=architecture.levels))
     with skeletons():
-        network = network_class(**arguments, **more)
+        network = network_class(**in_file.blocks(), **more)
     assign_ldm(network, tensors, levels=architecture.levels, source=str(path))
     return network
 

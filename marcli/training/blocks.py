@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from marcli.model.head.denoiser import DenoisingMLP
 from marcli.recipe.train import Train
-from marcli.sampling.engine.compiled import CompiledOrPlain
+from marcli.sampling.engine.compiled import compile_parts
 
 WORTH_COMPILING = 10_000  # steps; compiling takes a minute or two, and gives back some milliseconds of each step
 
@@ -38,8 +38,7 @@ def compile_blocks(model: nn.Module) -> None:
 
     Equal blocks share their code. Where compiling fails they stay as they are, and one line says why.
     """
-    for part in compilable(model):
-        part.forward = CompiledOrPlain(part.forward)
+    compile_parts(compilable(model))
 
 
 def compilable(model: nn.Module) -> Iterator[nn.Module]:

@@ -10,11 +10,14 @@ from marcli.sampling.schedule import RevealStep, guidance_scale
 
 
 def checkerboard_schedule(*, num_tokens: int, num_steps: int, cfg: float, cfg_schedule: str) -> list[RevealStep]:
-    """Four fifths of the steps for the first colour, by the cosine rule; the rest share the second colour evenly."""
+    """Four fifths of the steps for the first colour, by the cosine rule; the rest share the second colour evenly.
+
+    Raises ValueError for fewer than 2 steps.
+    """
     second_steps = max(1, num_steps // 5)
     first, second = (num_tokens + 1) // 2, num_tokens // 2
-    counts = reveal_counts(first, min(first, num_steps - second_steps)) if num_steps > 1 else [first]
-    second_steps = min(second, max(1, num_steps - len(counts)))
+    counts = reveal_counts(first, min(first, num_steps - second_steps))
+    second_steps = min(second, num_steps - len(counts))
     counts += [second * (i + 1) // second_steps - second * i // second_steps for i in range(second_steps)]
     steps, known = [], 0
     for index, count in enumerate(counts):
