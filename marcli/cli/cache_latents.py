@@ -1,18 +1,10 @@
 """`marcli cache-latents`."""
 
 import time
-from typing import Annotated, Literal
-
-import typer
 
 from marcli.cli.launching import spread
-from marcli.cli.options import AsJson, DryRun, Gpus, NumProcesses, Overrides, RecipeFile
+from marcli.cli.options import AsJson, DryRun, Gpus, NumProcesses, Overrides, RecipeFile, TokenizerPrecision
 from marcli.cli.output import print_plan, print_result
-
-CachePrecision = Annotated[
-    Literal["auto", "bf16", "fp32"],
-    typer.Option("--precision", help="Arithmetic of the tokenizer; auto is fp32, since a cache is made once."),
-]
 
 
 def cache_latents(
@@ -20,7 +12,7 @@ def cache_latents(
     overrides: Overrides = None,
     gpus: Gpus = "auto",
     processes: NumProcesses = 1,
-    precision: CachePrecision = "auto",
+    precision: TokenizerPrecision = "auto",
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:

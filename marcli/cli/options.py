@@ -19,7 +19,7 @@ RunAndOverrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="RUN KEY=VALUE",
-        help="A run's folder, a weights file, a published name (mar-b, mar-l, mar-h) or hub:USER/NAME; "
+        help="A run's folder, a weights file, a published name (mar-b, mar-l, mar-h, dit-xl-2) or hub:USER/NAME; "
         "without it the newest run under runs/. Then recipe keys to change.",
     ),
 ]
@@ -27,6 +27,9 @@ Gpus = Annotated[str, typer.Option(help="auto: every GPU there is; a number of G
 NumProcesses = Annotated[int, typer.Option("--processes", min=1, help="Processes on the CPU.")]
 Precision = Annotated[
     Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic; auto: bf16 where the GPU has it, else fp32.")
+]
+TokenizerPrecision = Annotated[
+    Literal["auto", "bf16", "fp32"], typer.Option("--precision", help="Arithmetic of the tokenizer; auto is fp32.")
 ]
 Engine = Annotated[
     Literal["auto", "plain", "fast"], typer.Option(help="How to run the same computation; auto: the fastest exact way.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marcli.cli.options import AsJson, Gpus, Precision
+from marcli.cli.options import AsJson, Gpus, TokenizerPrecision
 from marcli.cli.output import print_intent, print_result
 from marcli.errors import MarcliError, UsageError
 from marcli.runtime.writable import check_place
@@ -50,7 +50,7 @@ def tokenize(
     inception: Annotated[Path | None, typer.Option(help="Inception's weights; default: downloaded once.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for roundtrip.png and tokenize.json.")] = Path("runs/tokenize"),
     gpus: Gpus = "auto",
-    precision: Precision = "auto",
+    precision: TokenizerPrecision = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the tokenizers' settings, the pictures and where results go.")
     ] = False,
