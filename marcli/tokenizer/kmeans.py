@@ -4,6 +4,7 @@ With output 'codes' a row is the number of the nearest patch; with 'latents' it 
 decoding quantises first.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from marcli.recipe.tokenizer import LatentShape
 from marcli.tokenizer.base import Tokenizer, nearest_codes, to_bytes, to_signed
 
 FILE = "codebook.safetensors"
-PATCHES = 200_000  # learn from about so many at most, evenly spread
+PATCHES = 200_000  # learn from so many at most, those of images evenly spread
 FULL_DISTANCES = 2e8  # distances per pass up to which all points are used in each; above, random batches of them
 
 
@@ -38,8 +39,7 @@ class KMeansTokenizer(Tokenizer):
         """Learn the codebook from up to 200,000 patches; raises MarcliError when there are fewer patches than codes."""
         from sklearn.cluster import KMeans, MiniBatchKMeans
 
-        per_image = self.shape.size**2
-        step = max(1, len(images) * per_image // PATCHES)
+        step = math.ceil(len(images) * self.shape.size**2 / PATCHES)
         patches = [
             self._flatten(to_signed(F.pixel_unshuffle(pixels, self.shape.stride)))
             for pixels, _ in images.batches(256, indices=np.arange(0, len(images), step))

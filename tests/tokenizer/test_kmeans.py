@@ -8,7 +8,7 @@ from marcli.data.digits import open_digits
 from marcli.data.images import ArrayImages
 from marcli.errors import MarcliError
 from marcli.recipe.tokenizer import LatentShape
-from marcli.tokenizer import base
+from marcli.tokenizer import base, kmeans
 from marcli.tokenizer.base import nearest_codes
 from marcli.tokenizer.kmeans import KMeansTokenizer
 
@@ -54,6 +54,17 @@ def test_fewer_patches_than_codes_is_said_in_words() -> None:
     images = ArrayImages(np.zeros((9, 1, 8, 8), np.uint8), np.zeros(9), class_names=None)
     with pytest.raises(MarcliError, match=r"only 1 different patches for 4 codes: lower tokenizer.codebook_size"):
         tokenizer_for(4).fit(images, seed=0)
+
+
+def test_no_more_patches_are_learned_from_than_there_may_be(monkeypatch) -> None:
+    monkeypatch.setattr(kmeans, "PATCHES", 900)
+    images, batches, used = open_digits(image_size=8, channels=1), ArrayImages.batches, []
+    images = ArrayImages(images.read(range(100)).numpy(), images.labels[:100], class_names=None)
+    monkeypatch.setattr(
+        ArrayImages, "batches", lambda self, size, indices: used.extend(indices) or batches(self, size, indices=indices)
+    )
+    tokenizer_for(8).fit(images, seed=0)
+    assert 450 <= 16 * len(used) <= 900 and max(used) >= 97
 
 
 def test_a_saved_codebook_comes_back_with_its_fingerprint(tmp_path) -> None:
