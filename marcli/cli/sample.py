@@ -103,10 +103,8 @@ def sample(
         build_engine(system, name=engine, device=here.device, precision=here.precision, compiled=long),
         here,
         out=folder,
-        num=settings.num,
         seed=seed,
         classes=wanted,
-        batch_size=settings.batch_size,
         npz=npz,
         animate=animate,
     )

@@ -32,24 +32,23 @@ def sample(
     processes: Processes,
     *,
     out: Path,
-    num: int,
     seed: int,
     classes: Sequence[int],
-    batch_size: int,
     npz: bool,
     animate: bool,
 ) -> dict[str, Any]:
-    """Generate pictures 0..num-1 of `seed` and write PNGs, grid.png and samples.json; return that record.
+    """Generate the first `sample.num` pictures of `seed` and write PNGs, grid.png and samples.json; return that record.
 
     All processes call it; each writes the pictures of its micro-batches, but for those that an interrupted call with
     the same plan left. Raises StoppedError when asked to stop, with whole pictures on disk and no samples.json;
     UsageError when `out` holds pictures of another origin, MarcliError when another call is writing there.
     """
-    plan = sample_plan(system, engine, seed=seed, classes=classes, batch_size=batch_size, precision=processes.precision)
+    num = system.recipe.sample.num
+    plan = sample_plan(system, engine, seed=seed, classes=classes, precision=processes.precision)
     with own_folder(out, plan, num=num) if processes.is_main else nullcontext():
         processes.wait()
         animation = Animation(system, out / "animation.gif") if animate and processes.is_main else None
-        write_pictures(system, engine, processes, animation, out=out, num=num, plan=plan)
+        write_pictures(system, engine, processes, animation, out=out, plan=plan)
         processes.wait()
         labels = [class_of(index, classes) for index in range(num)]
         images = [{"index": i, "seed": seed, "class": label} for i, label in enumerate(labels)]
@@ -71,12 +70,12 @@ def write_pictures(
     animation: Animation | None,
     *,
     out: Path,
-    num: int,
     plan: Mapping[str, Any],
 ) -> None:
     """Write this process's share of a plan's pictures that are missing in `out`; raises StoppedError when asked to."""
-    size, world_size = plan["batch_size"], processes.world_size
-    mine = micro_batches(start=0, stop=num, batch_size=size, rank=processes.rank, world_size=world_size)
+    settings, world_size = system.recipe.sample, processes.world_size
+    size = settings.batch_size
+    mine = micro_batches(start=0, stop=settings.num, batch_size=size, rank=processes.rank, world_size=world_size)
     batches = missing_batches(mine, out, batch_size=size)
     if animation is not None and mine[0] not in batches:
         batches.insert(0, mine[0])
@@ -110,9 +109,7 @@ def grid_columns(num: int) -> int:
     return 10 if shown % 10 == 0 else max(1, round(shown**0.5))
 
 
-def sample_plan(
-    system: System, engine: Engine, *, seed: int, classes: Sequence[int], batch_size: int, precision: str
-) -> dict[str, Any]:
+def sample_plan(system: System, engine: Engine, *, seed: int, classes: Sequence[int], precision: str) -> dict[str, Any]:
     """Everything that decides the pictures, whatever their number, as JSON values."""
     return {
         "system": system.name,
@@ -127,7 +124,7 @@ def sample_plan(
         "device": engine.device.type,
         "seed": seed,
         "classes": list(classes),
-        "batch_size": batch_size,
+        "batch_size": system.recipe.sample.batch_size,
         "steps": system.recipe.sampling_steps,
         "settings": system.recipe.sample.model_dump(mode="json", exclude={"num"}),
     }
