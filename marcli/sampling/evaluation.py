@@ -67,7 +67,7 @@ def collect_samples(
 
     Raises StoppedError after a signal, with everything finished kept: the same call continues with the same pictures.
     """
-    units = micro_batches(start=0, stop=num, batch_size=system.recipe.sample.batch_size, rank=0, world_size=1)
+    units = micro_batches(num, system.recipe.sample.batch_size)
     tokenizer = system.tokenizer.to(engine.device, memory_format=torch.channels_last)
 
     def produce(wanted: Sequence[Sequence[int]]) -> Iterator[FeatureBatch]:

@@ -34,14 +34,9 @@ class Pictures:
     images: UInt8[Tensor, "batch channels height width"]
 
 
-def micro_batches(*, start: int, stop: int, batch_size: int, rank: int, world_size: int) -> list[range]:
-    """Index ranges of the micro-batches that `rank` of `world_size` generates.
-
-    Batch b holds the indices b * batch_size onwards whatever `start` is; the first and last may be cut.
-    """
-    first, last = start // batch_size, -(-stop // batch_size)
-    batches = [range(max(start, b * batch_size), min(stop, (b + 1) * batch_size)) for b in range(first, last)]
-    return batches[rank::world_size]
+def micro_batches(num: int, batch_size: int) -> list[range]:
+    """The indices of `num` pictures, batch by batch; the last one may be cut."""
+    return [range(start, min(start + batch_size, num)) for start in range(0, num, batch_size)]
 
 
 def class_of(index: int, classes: Sequence[int]) -> int:

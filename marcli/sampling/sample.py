@@ -74,9 +74,8 @@ def write_pictures(
 ) -> None:
     """Write this process's share of a plan's pictures that are missing in `out`; raises StoppedError when asked to."""
     settings, world_size = system.recipe.sample, processes.world_size
-    size = settings.batch_size
-    mine = micro_batches(start=0, stop=settings.num, batch_size=size, rank=processes.rank, world_size=world_size)
-    batches = missing_batches(mine, out, batch_size=size)
+    mine = micro_batches(settings.num, settings.batch_size)[processes.rank :: world_size]
+    batches = missing_batches(mine, out, batch_size=settings.batch_size)
     if animation is not None and mine[0] not in batches:
         batches.insert(0, mine[0])
     system.tokenizer.to(engine.device, memory_format=torch.channels_last)

@@ -40,7 +40,7 @@ def write_pictures(job: Job, weights: Literal["ema", "raw"], path: Path) -> None
     engine = build_engine(
         current_system(job, weights), name="auto", device=job.processes.device, precision=job.processes.precision
     )
-    batches = micro_batches(start=0, stop=sample.num, batch_size=sample.batch_size, rank=0, world_size=1)
+    batches = micro_batches(sample.num, sample.batch_size)
     classes = range(job.recipe.data.num_classes)
     pictures = generate(engine, job.tokenizer, classes=classes, seed=SEED, batches=batches)
     images = torch.cat([part.images for part in pictures])

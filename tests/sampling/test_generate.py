@@ -57,20 +57,9 @@ def test_guidance_changes_pictures_and_cfg_one_needs_no_second_half():
     assert calls == [2] * 6 + [4] * 6
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_processes_share_the_micro_batches_of_one_process(world_size):
-    everything = [list(b) for b in micro_batches(start=0, stop=23, batch_size=4, rank=0, world_size=1)]
-    assert [index for batch in everything for index in batch] == list(range(23))
-    shares = [
-        [list(b) for b in micro_batches(start=0, stop=23, batch_size=4, rank=rank, world_size=world_size)]
-        for rank in range(world_size)
-    ]
-    assert sorted(batch for share in shares for batch in share) == everything
-
-
-def test_micro_batches_start_at_multiples_whatever_is_asked_for():
-    batches = [list(b) for b in micro_batches(start=6, stop=13, batch_size=4, rank=0, world_size=1)]
-    assert batches == [[6, 7], [8, 9, 10, 11], [12]]
+def test_micro_batches_hold_every_picture_once_and_the_last_is_cut():
+    assert micro_batches(11, 4) == [range(4), range(4, 8), range(8, 11)]
+    assert micro_batches(8, 4) == [range(4), range(4, 8)] and micro_batches(3, 64) == [range(3)]
 
 
 def test_generate_yields_decoded_pictures_with_classes_in_turn():
