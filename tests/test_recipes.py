@@ -134,7 +134,7 @@ def test_shrunken_copy_trains_two_steps(path: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(3):
-        loss = model.loss(latents, labels, batch, num_known).mean()
+        loss = model(latents, labels, batch, num_known).mean()
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()

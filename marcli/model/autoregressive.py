@@ -99,7 +99,7 @@ class AutoregressiveModel(nn.Module):
             known = known.to(condition.dtype)
         return self.backbone.predict(known, order, condition, num_wanted=num_wanted, cache=cache)
 
-    def loss(
+    def forward(
         self,
         latents: Shaped[Tensor, "batch channels height width"],
         labels: Int[Tensor, " batch"],
@@ -111,7 +111,3 @@ class AutoregressiveModel(nn.Module):
         tokens = take(to_tokens(latents, self.patch_size), order)
         z = self.backbone(tokens, order, self.condition(labels, draws["dropped"]), num_known)
         return self.head.loss(z, tokens[:, num_known:], draws)
-
-    def forward(self, latents: Tensor, labels: Tensor, draws: Draws, num_known: int) -> Tensor:
-        """The loss; what data-parallel wrappers call."""
-        return self.loss(latents, labels, draws, num_known)

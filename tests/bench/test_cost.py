@@ -140,7 +140,7 @@ def test_training_step_as_counted(backbone, head, tokenizer, order):
     latents = torch.randn(shape) if codes is None else torch.randint(codes, shape)
     # A fused attention computes its scores again in backward; such recomputation is not counted as work.
     with counting() as counter:
-        model.loss(latents, torch.zeros(batch, dtype=torch.long), stacked, num_known).mean().backward()
+        model(latents, torch.zeros(batch, dtype=torch.long), stacked, num_known).mean().backward()
     total = counter.get_total_flops() / batch
     assert training_cost(recipe).flops == pytest.approx(total, rel=0.01)
 

@@ -66,5 +66,5 @@ def test_dropped_labels_are_the_unconditional_one(monkeypatch):
         "t": torch.tensor([3, 9]),
         "noise": torch.zeros(2, 64, 1),
     }
-    dit.loss(torch.zeros(2, 1, 8, 8), torch.tensor([4, 5]), draws, 0)
+    dit(torch.zeros(2, 1, 8, 8), torch.tensor([4, 5]), draws, 0)
     assert asked[0].tolist() == [10, 5]

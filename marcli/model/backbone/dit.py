@@ -67,14 +67,14 @@ class DiT(nn.Module):
             "noise": torch.randn(self.size**2, self.channels, generator=generator),
         }
 
-    def loss(
+    def forward(
         self,
         latents: Float[Tensor, "batch channels side side"],
         labels: Int[Tensor, " batch"],
         draws: dict[str, Tensor],
         num_known: int,
     ) -> Float[Tensor, "batch places"]:
-        """Squared error of the noise plus the variational bound, one value per place of the grid."""
+        """The loss: squared error of the noise plus the variational bound, one value per place of the grid."""
         x0, noise = latents.flatten(2).transpose(1, 2), draws["noise"]
         t = draws["t"].unsqueeze(1).expand(x0.shape[:2])
         x = diffuse(self.process, x0, t, noise)
@@ -82,10 +82,6 @@ class DiT(nn.Module):
         prediction = self.denoise(x, draws["t"], labels).float()
         mse, vb = diffusion_loss(self.process, x0, x, t, noise, prediction)
         return mse + vb
-
-    def forward(self, latents: Tensor, labels: Tensor, draws: dict[str, Tensor], num_known: int) -> Tensor:
-        """The loss; what data-parallel wrappers call."""
-        return self.loss(latents, labels, draws, num_known)
 
     def denoise(
         self,
