@@ -14,7 +14,7 @@ from operator import getitem
 from pydantic import ValidationError
 
 from marcli.errors import UsageError
-from marcli.recipe.approximate import PRESETS, Approximate
+from marcli.recipe.approximate import PRESETS, Approximate, single_switches
 from marcli.recipe.complaints import explain
 from marcli.recipe.model import CausalBackbone, DiTBackbone
 from marcli.recipe.sample import Sample
@@ -140,15 +140,15 @@ def plan(
     cache) leaves that system at its recipe's value.
     """
     meaningful = {key: values for key, values in sweep.items() if acts(recipe, key)}
-    fitting = [name for name in presets if all(acts(recipe, key) for key in PRESETS[name].settings)]
+    fitting = [name for name in presets if all(acts(recipe, key) for key in PRESETS[name])]
     settings, note = step_settings(recipe, steps, dit_steps, sweep, own=bool(sweep) or each_switch)
     notes = [note] if note else []
     notes += [f"{recipe.name}: {key} does not apply to it and is not swept" for key in sweep if key not in meaningful]
     notes += [f"{recipe.name}: preset {name} does not apply to it" for name in presets if name not in fitting]
     own = vary(recipe, batch_size=batch_size)
-    single = [alone for name in presets if each_switch for alone in PRESETS[name].single_switches()]
+    single = [alone for name in presets if each_switch for alone in single_switches(name)]
     ways = [{}, *(alone for alone in single if all(acts(recipe, key) for key in alone))]
-    ways += [{**PRESETS[name].settings, "approximate.preset": name} for name in fitting]
+    ways += [{**PRESETS[name], "approximate.preset": name} for name in fitting]
     variants = []
     for way, counts, values in itertools.product(ways, settings, itertools.product(*meaningful.values())):
         swept = tuple(zip(meaningful, values, strict=True))

@@ -3,7 +3,6 @@
 Each switch can be set alone. A preset is a named set of switches and step counts, written down here as data.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
@@ -58,67 +57,51 @@ class Approximate(Section):
     )
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A named set of approximations: one sentence, and the recipe keys it sets under `sample`."""
-
-    sentence: str
-    settings: dict[str, object]
-
-    def single_switches(self) -> list[dict[str, object]]:
-        """The settings of each switch alone; those of the reverse process come with the preset's step counts."""
-        switches = {key: value for key, value in self.settings.items() if key.startswith("approximate.")}
-        counts = {key: value for key, value in self.settings.items() if key not in switches}
-        needs_counts = tuple(f"approximate.{name}" for name in OF_THE_REVERSE_PROCESS)
-        return [(counts if key in needs_counts else {}) | {key: value} for key, value in switches.items()]
-
-
-PRESETS = {
-    "disa": Preset(
-        "Diffusion step annealing as published (2505.20297): 50 steps falling to 5, none later than 950.",
-        {"diffusion_steps": 50, "max_timestep": 950, "approximate.final_diffusion_steps": 5},
-    ),
-    "swift": Preset(
-        "Annealed DPM-Solver++ steps (16 to 6), no guidance below 1.1.",
-        {
-            "diffusion_steps": 16,
-            "max_timestep": 950,
-            "approximate.final_diffusion_steps": 6,
-            "approximate.solver": "dpm++2m",
-            "approximate.guidance_from": 1.1,
-        },
-    ),
-    "turbo": Preset(
-        "As swift, and the unconditional transformer at every third AR step only.",
-        {
-            "diffusion_steps": 16,
-            "max_timestep": 950,
-            "approximate.final_diffusion_steps": 6,
-            "approximate.solver": "dpm++2m",
-            "approximate.guidance_from": 1.1,
-            "approximate.guidance_refresh": 3,
-        },
-    ),
-    "lazy": Preset(
-        "Diffusion step annealing from 40 to 10, no guidance below 1.1, and LazyMAR's caches (2503.12450): whole "
-        "transformer runs at every ninth AR step, between them the conditional half of the tokens that change; the "
-        "unconditional half of the head at every fourth diffusion step.",
-        {
-            "diffusion_steps": 40,
-            "max_timestep": 950,
-            "approximate.final_diffusion_steps": 10,
-            "approximate.guidance_from": 1.1,
-            "approximate.guidance_refresh": 9,
-            "approximate.head_guidance_refresh": 4,
-            "approximate.feature_refresh": 9,
-        },
-    ),
+# The recipe keys that each preset sets under `sample`.
+PRESETS: dict[str, dict[str, object]] = {
+    # diffusion step annealing as published (2505.20297)
+    "disa": {"diffusion_steps": 50, "max_timestep": 950, "approximate.final_diffusion_steps": 5},
+    # annealed DPM-Solver++ steps, no weak guidance
+    "swift": {
+        "diffusion_steps": 16,
+        "max_timestep": 950,
+        "approximate.final_diffusion_steps": 6,
+        "approximate.solver": "dpm++2m",
+        "approximate.guidance_from": 1.1,
+    },
+    # as swift, and the unconditional transformer at every third AR step only
+    "turbo": {
+        "diffusion_steps": 16,
+        "max_timestep": 950,
+        "approximate.final_diffusion_steps": 6,
+        "approximate.solver": "dpm++2m",
+        "approximate.guidance_from": 1.1,
+        "approximate.guidance_refresh": 3,
+    },
+    # annealed steps, no weak guidance, LazyMAR's caches (2503.12450), and the same idea within the head
+    "lazy": {
+        "diffusion_steps": 40,
+        "max_timestep": 950,
+        "approximate.final_diffusion_steps": 10,
+        "approximate.guidance_from": 1.1,
+        "approximate.guidance_refresh": 9,
+        "approximate.head_guidance_refresh": 4,
+        "approximate.feature_refresh": 9,
+    },
 }
+
+
+def single_switches(name: str) -> list[dict[str, object]]:
+    """The settings of each switch of a preset alone; those of the reverse process come with its step counts."""
+    switches = {key: value for key, value in PRESETS[name].items() if key.startswith("approximate.")}
+    counts = {key: value for key, value in PRESETS[name].items() if key not in switches}
+    needs_counts = tuple(f"approximate.{each}" for each in OF_THE_REVERSE_PROCESS)
+    return [(counts if key in needs_counts else {}) | {key: value} for key, value in switches.items()]
 
 
 def overrides_of(name: str) -> list[str]:
     """The recipe overrides that a preset stands for."""
-    chosen = {**PRESETS[name].settings, "approximate.preset": name}
+    chosen = {**PRESETS[name], "approximate.preset": name}
     return [f"sample.{key}={value}" for key, value in chosen.items()]
 
 
@@ -146,5 +129,5 @@ def departures(approximate: Approximate) -> list[str]:
 
 def set_by(preset: str | None, prefix: str) -> dict[str, object]:
     """The keys that a shipped preset sets under `sample.` and `prefix`, without the prefix."""
-    settings = PRESETS[preset].settings if preset in PRESETS else {}
+    settings = PRESETS.get(preset, {})
     return {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
