@@ -1,7 +1,5 @@
 """`marcli cache-latents`."""
 
-import time
-
 from marcli.cli.launching import spread
 from marcli.cli.options import AsJson, DryRun, Gpus, NumProcesses, Overrides, RecipeFile, TokenizerPrecision
 from marcli.cli.output import print_plan, print_result
@@ -35,7 +33,6 @@ def cache_latents(
     from marcli.runtime.accelerator import start_processes
     from marcli.tokenizer.caching import cache_latents as encode_all
 
-    started = time.monotonic()
     team = start_processes(precision="fp32" if precision == "auto" else precision, gpus=gpus)
     report = encode_all(resolved, images, folder=folder, processes=team)
     if report is None:
@@ -49,7 +46,7 @@ def cache_latents(
         lines.append(f"note: {report.tokenizer.weights_note}")
     total, new = len(report.manifest["shards"]), report.encoded_shards
     lines += [
-        f"encoded {new:,} of {total:,} shards in {time.monotonic() - started:.1f} s"
+        f"encoded {new:,} of {total:,} shards in {report.seconds:.1f} s"
         + ("; the others were there and are as they were written" if new < total else ""),
         f"{plan['num_images'] - len(skipped):,} images x {plan['flips']} flips of {plan['row_shape']} {plan['dtype']}, "
         f"scale {plan['scale']:.6g}, {size / 1e6:,.1f} MB",
@@ -63,7 +60,7 @@ def cache_latents(
         "skipped": len(skipped),
         "scale": plan["scale"],
         "bytes": size,
-        "encoded_shards": report.encoded_shards,
+        "encoded_shards": new,
         "encoding_seconds": report.seconds,
     }
     print_result(lines, record, as_json=as_json)

@@ -104,7 +104,7 @@ def allocate(file: Path, plan: CachePlan, labels: np.ndarray) -> None:
 def decode_shards(
     images: ImageSet, plan: CachePlan, shards: Sequence[int], *, threads: int
 ) -> Iterator[tuple[int, list[np.ndarray | BrokenImageError]]]:
-    """Yield each shard with its pictures, or why one cannot be read, decoding as many pictures ahead in threads."""
+    """Yield each shard with its pictures, or why one cannot be read, while threads decode as many more."""
 
     def decode(index: int) -> np.ndarray | BrokenImageError:
         try:

@@ -46,14 +46,12 @@ class CacheReport:
     """What was done.
 
     Attributes:
-        folder: where the cache lies
-        manifest: its manifest
+        manifest: the cache's
         encoded_shards: shards encoded by this call, over all processes
         seconds: of encoding
         tokenizer: the tokenizer that the cache keeps
     """
 
-    folder: Path
     manifest: dict
     encoded_shards: int
     seconds: float
@@ -106,7 +104,6 @@ def _cache_as_main(recipe: Recipe, images: ImageSet, *, folder: Path, processes:
             look()
     facts = {"made_with": made_with(recipe) | {"scale": tokenizer.scale}, "data_path": recipe.data.path}
     return CacheReport(
-        folder=folder,
         manifest=finish(folder, plan, **facts),
         encoded_shards=len(pending),
         seconds=time.monotonic() - started,
