@@ -10,26 +10,17 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from marcli.recipe.tokenizer import LatentShape
-from marcli.tokenizer.base import Tokenizer, to_bytes, to_signed
+from marcli.tokenizer.base import to_bytes
+from marcli.tokenizer.kl import KLTokenizer
 
 SEED = 0
 
 
-class ConsistencyTokenizer(Tokenizer):
+class ConsistencyTokenizer(KLTokenizer):
     """A KL encoder and a sampler that decodes."""
 
-    kind = "consistency"
-    has_posterior = True
-
     def __init__(self, shape: LatentShape, *, scale: float | None, network: ConsistencyDecoderVAE) -> None:
-        super().__init__(shape, scale=scale)
-        self.network = network
-
-    @torch.no_grad()
-    def encode(self, images: UInt8[Tensor, "batch c h w"]) -> Float[Tensor, "batch rows s s"]:
-        """Return mean and standard deviation of the posterior, stacked: [b, 2 c, s, s]."""
-        posterior = self.network.encode(to_signed(images)).latent_dist
-        return torch.cat([posterior.mean, posterior.std], dim=1)
+        super().__init__(shape, kind="consistency", scale=scale, network=network)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "batch c s s"]) -> UInt8[Tensor, "batch channels height width"]:

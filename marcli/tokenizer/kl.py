@@ -7,7 +7,7 @@ published layout and folders of diffusers are both read; diffusers' own `scaling
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ConsistencyDecoderVAE
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -27,7 +27,9 @@ class KLTokenizer(Tokenizer):
 
     has_posterior = True
 
-    def __init__(self, shape: LatentShape, *, kind: str, scale: float | None, network: AutoencoderKL) -> None:
+    def __init__(
+        self, shape: LatentShape, *, kind: str, scale: float | None, network: AutoencoderKL | ConsistencyDecoderVAE
+    ) -> None:
         super().__init__(shape, scale=scale)
         self.kind = kind
         self.network = network
