@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from marcli.bench.plan import Sweep, Variant, plan
 from marcli.errors import UsageError
@@ -13,11 +13,10 @@ from marcli.pretrained.published import MODELS
 from marcli.recipe.reader import read_recipe, recipe_folder
 from marcli.recipe.schema import Recipe
 from marcli.runtime.home import at_home
-from marcli.sampling.naming import FOREIGN, check_overrides, unknown
+from marcli.sampling.naming import FOREIGN, EngineName, check_overrides, unknown
 
 TIME_LIMIT = 240.0
-EngineName = Literal["auto", "plain", "fast"]
-ENGINES: tuple[EngineName, ...] = ("auto", "plain", "fast")
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from marcli.bench.roofline import Machine, circumstances, measure_machine, roofl
 from marcli.errors import UsageError
 from marcli.runtime.accelerator import Processes
 from marcli.runtime.progress import Progress
-from marcli.sampling.engine.build import EngineName, build_engine, has_fast_engine
+from marcli.sampling.engine.build import build_engine, has_fast_engine
+from marcli.sampling.naming import EngineName
 from marcli.sampling.system import System
 
 CLASS_OF_ENGINE = {"plain": "plain", "fast": "lossless"}

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from marcli.metrics.features import Extractor
     from marcli.metrics.pictures import PictureSource
     from marcli.runtime.accelerator import Processes
-    from marcli.sampling.engine.build import EngineName
+    from marcli.sampling.naming import EngineName
 
 READERS = 2
 LOOKED_AT = 16  # pictures of a set that say whether it is in colour

@@ -1,4 +1,4 @@
-"""What a RUN may be called, what to answer to any other name, and what of it can be changed.
+"""What a RUN and an engine may be called, what to answer to any other name, and what of a run can be changed.
 
 Nothing here imports torch, so that a dry run is quick.
 """
@@ -6,10 +6,12 @@ Nothing here imports torch, so that a dry run is quick.
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from marcli.errors import UsageError
 from marcli.pretrained.published import MODELS
 
+EngineName = Literal["auto", "plain", "fast"]
 FOREIGN = (".pth", ".pt", ".ckpt", ".bin")
 
 

@@ -9,9 +9,8 @@ from marcli.sampling.engine.base import Engine
 from marcli.sampling.engine.convert import converter, unchanged
 from marcli.sampling.engine.fast import FastEngine
 from marcli.sampling.engine.plain import PlainEngine
+from marcli.sampling.naming import EngineName
 from marcli.sampling.system import System
-
-EngineName = Literal["auto", "plain", "fast"]
 
 
 def build_engine(
