@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from marcli.model.process.gaussian import GaussianProcess, cosine_betas, diffuse, full_process, reverse_sample
+from marcli.model.process.gaussian import (
+    GaussianProcess,
+    cosine_betas,
+    diffuse,
+    full_process,
+    linear_betas,
+    reverse_sample,
+)
 from marcli.model.process.losses import discretized_log_likelihood, normal_kl, variational_bound
 
 
@@ -16,6 +23,11 @@ def test_cosine_alpha_bar():
     t = torch.arange(1, 999, dtype=torch.float64)
     expected = torch.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
     assert torch.allclose(alpha_bar[:998], expected, rtol=1e-9)
+
+
+def test_linear_betas():
+    expected = [1e-4 + (0.02 - 1e-4) * i / 999 for i in range(1000)]
+    assert linear_betas().tolist() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])

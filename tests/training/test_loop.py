@@ -1,11 +1,14 @@
 """Resuming is exact, randomness belongs to the item, and a bad loss harms nothing."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
 
-from marcli.errors import MarcliError, UsageError
+from marcli.errors import MarcliError, StoppedError, UsageError
+from marcli.training.checkpoint import checkpoint_steps
 from marcli.training.metrics_log import TIMING_KEYS
 from marcli.training.optim import decayed_names
 
@@ -170,6 +173,26 @@ def test_steps_withheld_before_a_stop_count_after_it(recipe, start, tmp_path):
     healthy = start(recipe(nan_policy="stop", steps=30), tmp_path)  # a stricter policy counts anew
     run_training(healthy)
     assert all(torch.isfinite(value).all() for value in tensors(healthy).values())
+
+
+@pytest.mark.parametrize("at", [7, 11, 12])
+def test_a_signal_during_the_last_step_has_nothing_left_to_stop(recipe, start, tmp_path, at, monkeypatch):
+    from marcli.training.loop import run_training
+
+    job, taken = start(recipe(), tmp_path), []
+
+    def update():
+        taken.append(None)
+        if len(taken) == at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(job.trained.ema, "update", update)
+    if at < 12:
+        with pytest.raises(StoppedError, match=rf"stopped by SIGUSR1 after step {at} of 12"):
+            run_training(job)
+    else:
+        assert run_training(job) == 12
+    assert len(taken) == checkpoint_steps(job.run.checkpoints)[-1] == at
 
 
 def test_a_damaged_log_is_gone_on_with(recipe, start, tmp_path):
