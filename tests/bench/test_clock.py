@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from marcli.bench.clock import PartClock, bytes_held, peak_memory, timed
+from marcli.bench.roofline import measure_machine
 from marcli.bench.stand_in import stand_in_system
 from marcli.recipe.reader import read_recipe
 from marcli.runtime.memory import release_freed_memory
@@ -68,3 +69,12 @@ def test_weights_that_are_shared_count_once_and_packed_ones_too():
     packed = 2 * 4 * 512 * 512 * onednn_pays(torch.empty(512, 512))  # both layers of the residual block
     assert packed <= sum(both.values()) - sum(plain.values()) < packed + 2**17
     assert both.items() >= plain.items()
+
+
+def test_a_machine_is_as_fast_as_its_best_product_and_its_best_copy(monkeypatch):
+    """A product of n x n matrices takes 2 n^3 operations, and a copy both reads and writes its bytes."""
+    seconds = iter([3.0, 2.0, 5.0, 2.5, 4.0, 1.0, 0.5, 2.0, 2.0, 0.75])
+    monkeypatch.setattr("marcli.bench.roofline.timed", lambda run, device: next(seconds))
+    machine = measure_machine(CPU, torch.float32)
+    assert machine.flops_per_second == 2 * 1024**3 / 2.0
+    assert machine.bytes_per_second == 2 * 4 * 2**25 / 0.5

@@ -175,7 +175,8 @@ def test_a_baseline_that_is_none_is_refused(tmp_path, text):
         {"points": [1]},
         *({"points": [{**report(measurement(1.0)).get("points")[0], **wrong}]} for wrong in (
             {"key": None}, {"seconds_per_image": 0}, {"seconds_per_image": None}, {"seconds_per_image": float("nan")},
-            {"peak_memory_bytes": "3"}, {"batch_size": None}, {"fid": "20"},
+            {"peak_memory_bytes": "3"}, {"peak_memory_bytes": -1}, {"peak_memory_bytes": True}, {"batch_size": None},
+            {"batch_size": 0}, {"steps": "8"}, {"fid": "20"}, {"fid": 20.0},  # of no number of pictures
         )),
     ],
 )  # fmt: skip

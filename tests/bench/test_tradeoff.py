@@ -20,6 +20,7 @@ from marcli.bench.quality import Judge, build_judge
 from marcli.bench.request import Request
 from marcli.bench.roofline import Machine
 from marcli.bench.stand_in import random_tokenizer, stand_in_system
+from marcli.bench.tradeoff import engines_for
 from marcli.cli.app import run
 from marcli.errors import UsageError
 from marcli.metrics.features import pixel_extractor
@@ -138,6 +139,15 @@ def test_what_is_swept_is_measured_however_long_it_takes():
     swept = dataclasses.replace(asked, sweep={"cfg": (1.0, 2.0, 3.0)})
     (entry,), notes = fit_to_time(entries, swept, machine)
     assert [each.recipe.sample.cfg for each in entry.variants] == [1.0, 2.0, 3.0] and notes == []
+
+
+def test_a_system_without_a_fast_engine_is_measured_with_those_it_has():
+    dit, masked = (stand_in_system(read_recipe(SPECS[kind], []), seed=0) for kind in ("dit", "masked"))
+    cpu = torch.device("cpu")
+    assert engines_for(dit, ["plain", "fast"], cpu) == (["plain"], ["fast"])
+    assert engines_for(dit, ["fast"], cpu) == (["plain"], ["fast"])
+    assert engines_for(dit, ["auto"], cpu) == (["auto"], [])
+    assert engines_for(masked, ["plain", "fast"], cpu) == (["plain", "fast"], [])
 
 
 def test_options_of_inception_need_inception():
