@@ -7,11 +7,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from marcli.bench.autoencoder_cost import KL8, KL16, decoding, encoding, vq16
 from marcli.bench.cost import Cost, denoising_steps, hidden_counts, plain_cost, published_cost
+from marcli.bench.roofline import Machine, weight_seconds
 from marcli.bench.stand_in import random_vq
 from marcli.bench.training_cost import mean_hidden, training_cost
 from marcli.model.build import build_model
@@ -97,12 +99,41 @@ def test_dit_xl_2():
     assert one_pass / 2e9 == pytest.approx(118.64, rel=0.01)  # multiply-adds, as its authors state them
 
 
-def test_guidance_doubles_everything_but_the_tokenizer():
-    guided = published_recipe(*B, 64)
+@pytest.mark.parametrize(
+    "guided",
+    [
+        published_recipe(*B, 64),
+        recipe_of(backbone=CAUSAL, head=DIFFUSION, tokenizer=LATENTS, cfg=3.0),
+        recipe_of(backbone=DIT, head=None, tokenizer=LATENTS, cfg=3.0),
+    ],
+)
+def test_guidance_doubles_everything_but_the_tokenizer(guided):
     single = guided.model_copy(update={"sample": guided.sample.model_copy(update={"cfg": 1.0})})
-    for name in ("encoder", "decoder", "head"):
-        assert part(published_cost(guided), name) == 2 * part(published_cost(single), name)
-    assert part(published_cost(guided), "tokenizer") == part(published_cost(single), "tokenizer")
+    for name, component in published_cost(guided).components.items():
+        factor = 1 if name.startswith("tokenizer/") else 2
+        assert component.flops == factor * published_cost(single).components[name].flops, name
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head", "tokenizer", "extra", "passes", "head_passes"),
+    [
+        (MASKED, DIFFUSION, LATENTS, {"steps": 5, "diffusion_steps": 6}, 5, 30),
+        (CAUSAL, DIFFUSION, LATENTS, {"diffusion_steps": 3}, 36, 108),
+        (CAUSAL, {"kind": "cross_entropy"}, CODES, {}, 36, 36),
+        (MASKED, {"kind": "l2"}, LATENTS, {"steps": 4}, 4, 4),
+        (DIT, None, LATENTS, {"diffusion_steps": 4}, 4, 0),
+    ],
+)
+def test_every_weight_is_read_in_every_pass(backbone, head, tokenizer, extra, passes, head_passes):
+    recipe = recipe_of(backbone=backbone, head=head, tokenizer=tokenizer, cfg=3.0, **extra)
+    expected = 0
+    for name, layer in build_model(recipe).named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            expected += layer.weight.numel() * (head_passes if name.startswith("head.") else passes)
+    cost = plain_cost(recipe, batch_size=8)
+    assert cost.weight_reads() == expected
+    seconds = weight_seconds(cost, Machine(1.0, bytes_per_second=1e3), batch_size=8, bytes_per_parameter=2)
+    assert seconds == pytest.approx(expected * 2 / 8 / 1e3)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 16, 64, 256])
