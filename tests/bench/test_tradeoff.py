@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from marcli.bench.baseline import FORMAT, judged_images
 from marcli.bench.budget import affordable, fit_to_time, fitting_batch_size, judged_num, rounds_of
 from marcli.bench.clock import Memory
-from marcli.bench.entries import Entry, shortly_named
+from marcli.bench.entries import Entry, load_entries, shortly_named
 from marcli.bench.measure import Contender, Extent, measure_shares, run_rounds
 from marcli.bench.plan import Variant, vary
 from marcli.bench.points import point_of
 from marcli.bench.quality import Judge, build_judge
-from marcli.bench.request import Request
+from marcli.bench.request import Planned, Request
 from marcli.bench.roofline import Machine
 from marcli.bench.stand_in import random_tokenizer, stand_in_system
 from marcli.bench.tradeoff import engines_for
@@ -130,15 +130,26 @@ def test_a_baseline_decides_what_is_left_out_and_never_the_clock(monkeypatch):
         fit_to_time(entries, dataclasses.replace(asked, gated=frozenset({(recipe.name, 3, 10)})), machine)
 
 
-def test_what_is_swept_is_measured_however_long_it_takes():
+def test_what_is_asked_for_is_measured_however_long_it_takes():
     recipe, machine = read_recipe(SPECS["masked"], []), Machine(flops_per_second=1.0, bytes_per_second=1.0)
     variants = [Variant(vary(recipe, cfg=cfg), (("cfg", cfg),), False) for cfg in (1.0, 2.0, 3.0)]
     entries = [Entry(stand_in_system(recipe, seed=0), variants, True)]
-    asked = plan_request(specs=(SPECS["masked"],), batch_size=4)
-    assert len(fit_to_time(entries, asked, machine)[0][0].variants) == 2
-    swept = dataclasses.replace(asked, sweep={"cfg": (1.0, 2.0, 3.0)})
-    (entry,), notes = fit_to_time(entries, swept, machine)
-    assert [each.recipe.sample.cfg for each in entry.variants] == [1.0, 2.0, 3.0] and notes == []
+    usual = plan_request(specs=(SPECS["masked"],), batch_size=4)
+    assert len(fit_to_time(entries, usual, machine)[0][0].variants) == 2
+    for asked in ({"sweep": {"cfg": (1.0, 2.0, 3.0)}}, {"steps": (4,)}, {"dit_steps": (4,)}):
+        (entry,), notes = fit_to_time(entries, dataclasses.replace(usual, **asked), machine)
+        assert [each.recipe.sample.cfg for each in entry.variants] == [1.0, 2.0, 3.0] and notes == []
+    (entry,), notes = fit_to_time(entries, dataclasses.replace(usual, batch_size=None), machine)
+    assert [each.recipe.sample.batch_size for each in entry.variants] == [1, 1]
+    assert notes[0] == f"Batches of 1 instead of {recipe.sample.batch_size}, so that all points fit into the time"
+
+
+def test_what_came_with_its_recipe_alone_is_planned_when_it_is_loaded(monkeypatch):
+    recipe = read_recipe(SPECS["masked"], [])
+    asked = dataclasses.replace(plan_request(specs=("hub:a/b",), batch_size=4), steps=(2, 8))
+    monkeypatch.setattr("marcli.bench.entries.load_system", lambda spec, **_: stand_in_system(recipe, seed=0))
+    (entry,), _ = load_entries([Planned("hub:a/b", None, False)], asked)
+    assert [each.recipe.sample.steps for each in entry.variants] == [2, 8]
 
 
 def test_a_system_without_a_fast_engine_is_measured_with_those_it_has():

@@ -2,12 +2,10 @@
 
 import itertools
 import threading
-from types import SimpleNamespace
 
 import pytest
 
 from marcli.data.ahead import ahead
-from marcli.data.cache_writer import decode_shards
 
 
 @pytest.mark.parametrize(("threads", "most", "bound"), [(0, None, 0), (1, None, 2), (3, None, 6), (2, 7, 7)])
@@ -31,12 +29,3 @@ def test_an_error_takes_the_place_of_its_result() -> None:
     assert next(results) == 2
     with pytest.raises(ZeroDivisionError):
         next(results)
-
-
-def test_one_shard_of_pictures_is_decoded_ahead_and_no_more() -> None:
-    taken, images = [], SimpleNamespace(square=lambda index: index)
-    plan = SimpleNamespace(shard_range=lambda shard: taken.append(shard) or range(3 * shard, 3 * shard + 3))
-    for shard, squares in decode_shards(images, plan, range(5), threads=2):
-        assert squares == [3 * shard, 3 * shard + 1, 3 * shard + 2]
-        assert taken == list(range(min(shard + 2, 5)))
-    assert shard == 4

@@ -79,6 +79,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(folder, name, 
     assert checkpoint_steps(folder) == [2] and (folder / "damaged-step-00000003").is_dir()
 
 
+def test_a_checkpoint_damaged_once_more_takes_the_place_of_the_one_set_aside(folder):
+    for seed in (4, 5):
+        save_checkpoint(folder, make_trained(seed=seed), {"step": 3}, keep=2)
+        flip_a_bit(checkpoint_path(folder, 3) / "model.safetensors")
+        damaged = (checkpoint_path(folder, 3) / "model.safetensors").read_bytes()
+        assert newest_checkpoint(folder, lambda line: None) == checkpoint_path(folder, 2)
+        assert (folder / "damaged-step-00000003" / "model.safetensors").read_bytes() == damaged
+    assert checkpoint_steps(folder) == [2]
+
+
 def test_nothing_sound_left_is_an_error_and_nothing_at_all_is_not(folder, tmp_path_factory):
     for step in (2, 3):
         flip_a_bit(checkpoint_path(folder, step) / "model.safetensors")

@@ -88,7 +88,7 @@ def reveal_approximately(
     known, difference, difference_from = model.no_tokens(batch_size), None, 0
     for now in planned:
         step = now.step
-        both = null is not None and now.guided and now.refresh
+        both = null is not None and now.refresh
         wanted = model.num_tokens - step.known if both and reuse else step.count
         if features is None:
             copies, inputs = (2, conditions) if both else (1, condition)
