@@ -200,7 +200,7 @@ def shard_record(folder: Path, shard: int) -> Path:
 
 @contextmanager
 def disk_errors(folder: Path, *, needed: int | None = None) -> Iterator[None]:
-    """Turn a full disk and missing rights into a sentence; `needed` are the bytes of the whole cache."""
+    """Turn a full disk into a sentence; `needed` are the bytes of the whole cache."""
     try:
         yield
     except OSError as error:
@@ -210,8 +210,6 @@ def disk_errors(folder: Path, *, needed: int | None = None) -> Iterator[None]:
                 f"there is no space left for the cache{size} in {folder}: free some, or give another folder with "
                 "data.latents; what is written stays, and the same command goes on from there"
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise MarcliError(f"{error.filename or folder} cannot be written ({error.strerror})") from None
         raise
 
 

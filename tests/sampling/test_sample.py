@@ -14,6 +14,7 @@ from marcli.cli.app import run
 from marcli.cli.options import preset_overrides
 from marcli.runtime.lock import exclusive
 from marcli.sampling.album import Album, picture_path
+from marcli.sampling.evaluation import system_settings
 from marcli.sampling.folder import finish_folder, prepare_folder
 from marcli.sampling.load import load_system
 from marcli.sampling.sample import default_folder
@@ -115,12 +116,20 @@ def test_an_interrupted_call_goes_on_and_ends_with_the_same_pictures(run_folder,
 
 
 def test_more_pictures_of_the_same_plan_keep_those_that_are_there(run_folder, tmp_path):
-    assert sample(run_folder, "--out", tmp_path / "more", "--num", 7) == 0
+    assert sample(run_folder, "--out", tmp_path / "more", "sample.num=7") == 0
     kept = (tmp_path / "more" / "000004.png").stat().st_ino
     assert sample(run_folder, "--out", tmp_path / "more") == 0
     assert (tmp_path / "more" / "000004.png").stat().st_ino == kept
     assert sample(run_folder, "--out", tmp_path / "whole") == 0
     assert pictures_of(tmp_path / "more") == pictures_of(tmp_path / "whole")
+
+
+def test_features_of_pictures_are_those_of_any_number_of_them():
+    few, many, guided = (
+        system_settings(tiny.system(tiny.recipe("masked", "random", "diffusion", **settings)))
+        for settings in ({"num": 4}, {"num": 8}, {"num": 8, "cfg": 2.0})
+    )
+    assert few == many != guided
 
 
 def test_what_was_asked_for_before_stays_beside_the_same_pictures(run_folder, tmp_path):
