@@ -8,8 +8,6 @@ from functools import lru_cache
 
 from marcli.bench.cost import (
     TIME_FREQUENCIES,
-    Component,
-    Cost,
     block_flops,
     block_parameters,
     dit_components,
@@ -21,26 +19,23 @@ from marcli.recipe.model import CausalBackbone, DiTBackbone, MaskedBackbone
 from marcli.recipe.schema import Recipe
 
 
-def training_cost(recipe: Recipe) -> Cost:
+def training_flops(recipe: Recipe) -> float:
     """Mean operations of one image, forward and backward, from latents on.
 
     A layer's backward costs two forwards, one where its input needs no gradient. Only hidden tokens pass through the
     last decoder block and the head. Images that are encoded while training pay `tokenizer_work` on top.
     """
-    backbone, rows = recipe.model.backbone, mean_hidden(recipe)
-    match backbone:
+    match recipe.model.backbone:
         case MaskedBackbone():
             forward = masked_forward(recipe)
         case CausalBackbone():
             forward = causal_forward(recipe)
         case DiTBackbone():
             first = ("decoder/embed", "decoder/frequencies")  # their inputs need no gradient
-            forward = {name: (*work, 2 if name in first else 3) for name, work in dit_components(recipe).items()}
+            forward = {name: (flops, 2 if name in first else 3) for name, (flops, _) in dit_components(recipe).items()}
     if recipe.model.head is not None:
-        forward |= head_forward(recipe, rows)
-    return Cost(
-        {name: Component(passes * flops, weights, passes) for name, (flops, weights, passes) in forward.items()}
-    )
+        forward |= head_forward(recipe, mean_hidden(recipe))
+    return sum(passes * flops for flops, passes in forward.values())
 
 
 @lru_cache
@@ -68,7 +63,7 @@ def mean_hidden(recipe: Recipe) -> float:
     return sum(count * share for count, share in recipe_distribution(recipe))
 
 
-Forward = dict[str, tuple[float, int, int]]  # operations of a forward, weights, passes with the backward
+Forward = dict[str, tuple[float, int]]  # operations of a forward, passes with the backward
 
 
 def masked_forward(recipe: Recipe) -> Forward:
@@ -80,10 +75,10 @@ def masked_forward(recipe: Recipe) -> Forward:
     last = 4.0 * whole * width**2 + hidden * (2.0 * (weights - 2 * width**2) + 4.0 * whole * width)
     decoder = (backbone.decoder_depth - 1) * block_flops(whole, whole, width, ratio) + last
     return {
-        "encoder/embed": (2.0 * (tokens - hidden) * embed, embed, 2),
-        "encoder/blocks": (backbone.encoder_depth * encoder, backbone.encoder_depth * weights, 3),
-        "decoder/embed": (2.0 * (whole - hidden) * width**2, width**2, 3),
-        "decoder/blocks": (decoder, backbone.decoder_depth * weights, 3),
+        "encoder/embed": (2.0 * (tokens - hidden) * embed, 2),
+        "encoder/blocks": (backbone.encoder_depth * encoder, 3),
+        "decoder/embed": (2.0 * (whole - hidden) * width**2, 3),
+        "decoder/blocks": (decoder, 3),
     }
 
 
@@ -91,10 +86,9 @@ def causal_forward(recipe: Recipe) -> Forward:
     """One pass with teacher forcing over the class token and all tokens but the last."""
     backbone, tokens, embed = recipe.model.backbone, recipe.num_tokens, embed_parameters(recipe)
     blocks = backbone.depth * block_flops(tokens, tokens, backbone.width, backbone.mlp_ratio)
-    weights = backbone.depth * block_parameters(backbone.width, backbone.mlp_ratio)
     return {
-        "decoder/embed": (2.0 * (tokens - 1) * embed, embed, 2),
-        "decoder/blocks": (blocks, weights, 3),
+        "decoder/embed": (2.0 * (tokens - 1) * embed, 2),
+        "decoder/blocks": (blocks, 3),
     }
 
 
@@ -105,15 +99,15 @@ def head_forward(recipe: Recipe, rows: float) -> Forward:
     """
     head, weights = recipe.model.head, head_parameters(recipe)
     if not head.denoises:
-        return {f"head/{name}": (2.0 * rows * count, count, 3) for name, count in weights.items()}
+        return {f"head/{name}": (2.0 * rows * count, 3) for name, count in weights.items()}
     draws, together = rows * head.noise_draws, recipe.train.micro_batch_size or recipe.train.batch_size
     times = min(draws, NUM_TIMESTEPS / together)
     entry, first_time = recipe.token_dim * head.width, TIME_FREQUENCIES * head.width
     return {
-        "head/condition": (2.0 * rows * weights["condition"], weights["condition"], 3),
-        "head/frequencies": (2.0 * times * first_time, first_time, 2),
-        "head/time": (2.0 * times * (weights["time"] - first_time), weights["time"] - first_time, 3),
-        "head/modulation": (2.0 * draws * weights["modulation"], weights["modulation"], 3),
-        "head/noisy": (2.0 * draws * entry, entry, 2),
-        "head/body": (2.0 * draws * (weights["body"] - entry), weights["body"] - entry, 3),
+        "head/condition": (2.0 * rows * weights["condition"], 3),
+        "head/frequencies": (2.0 * times * first_time, 2),
+        "head/time": (2.0 * times * (weights["time"] - first_time), 3),
+        "head/modulation": (2.0 * draws * weights["modulation"], 3),
+        "head/noisy": (2.0 * draws * entry, 2),
+        "head/body": (2.0 * draws * (weights["body"] - entry), 3),
     }

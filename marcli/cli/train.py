@@ -37,9 +37,9 @@ def train(
     run = RunDir(out or Path("runs") / resolved.name)
     check_outside(resolved.data.path, run.path, option="--out")
     if dry_run:
-        from marcli.bench.training_cost import training_cost
+        from marcli.bench.training_cost import training_flops
 
-        print_plan(resolved, places(run), flops_per_image=training_cost(resolved).flops, as_json=as_json)
+        print_plan(resolved, places(run), flops_per_image=training_flops(resolved), as_json=as_json)
         return
     check_push(push_to)
     if not is_worker():

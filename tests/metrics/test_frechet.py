@@ -110,3 +110,7 @@ def test_bad_statistics_are_named():
         gaussian_from_features(rows)
     with pytest.raises(MarcliError, match="at least 2 images, but there are 1"):
         gaussian_from_features(rows[:1])
+    alone = RunningMoments(8)
+    alone.update(rows[:1])
+    with pytest.raises(MarcliError, match="at least 2 images, but there are 1"):
+        alone.gaussian()
