@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from marcli.bench.plan import parse_counts, parse_presets, parse_sweeps, plan
+from marcli.bench.plan import parse_counts, parse_presets, parse_sweeps, plan, same_settings
 from marcli.bench.points import point_of
 from marcli.bench.request import known_recipe, parse_engines
 from marcli.cli.app import run
@@ -183,6 +183,8 @@ def test_the_same_setting_is_planned_once():
     again = ["sample.diffusion_steps=50", "sample.max_timestep=950", "sample.approximate.final_diffusion_steps=5"]
     again.append("sample.approximate.preset=disa")
     assert len(planned(MASKED, steps=(4,), presets=("disa",), overrides=again)[0]) == 1
+    usual, cached, uncached = (read_recipe(CAUSAL, [f"sample.kv_cache={value}"]) for value in ("null", "true", "false"))
+    assert same_settings(usual, cached) and not same_settings(usual, uncached)
 
 
 def test_a_run_called_as_a_recipe_is_the_run(tmp_path, monkeypatch):

@@ -94,11 +94,13 @@ class Counted:
         self.count += len(images)
 
 
-def test_exactly_so_many_pictures_are_judged_whatever_the_batch():
+def test_exactly_so_many_pictures_are_judged_whatever_the_batch_whose_time_they_share(monkeypatch):
+    monkeypatch.setattr("marcli.bench.measure.timed", lambda run, device: run() or 6.0)
     each = contender(SPECS["masked"])
     each.tally = Counted()
     run_rounds([each], Extent(rounds=3, seconds=None, seed=0, num=3), lambda: None)
     assert each.tally.count == 3
+    assert each.seconds == [6.0 / each.point.batch_size] * 2 and each.point.batch_size > 1
 
 
 def test_time_is_the_median_and_memory_that_of_the_system_alone():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from marcli.runtime import atomic
 from marcli.runtime.atomic import atomic_file, atomic_folder, remove_partials, sha256_file
 
 
@@ -20,6 +21,21 @@ def test_file_is_replaced_only_when_complete(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
     assert target.read_text() == "old"
     assert os.listdir(target.parent) == [target.name]
+
+
+def test_contents_are_on_the_disk_before_their_name_and_the_name_before_anything_else(tmp_path, monkeypatch) -> None:
+    target, flushed = tmp_path / "target", []
+    monkeypatch.setattr(atomic, "_flush", lambda path: flushed.append((path, target.exists())))
+    with atomic_file(target) as file:
+        file.write_text("whole")
+    assert flushed == [(file, False), (tmp_path, True)]
+    target.unlink()
+    flushed.clear()
+    with atomic_folder(target) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "model").write_text("whole")
+    inside = [folder / "sub", folder / "sub" / "model", folder]
+    assert flushed == [*((path, False) for path in inside), (tmp_path, True)]
 
 
 def test_folder_is_replaced_only_when_complete(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ class FastMaskedBackbone(MaskedBackbone):
     """A `MaskedBackbone` over faster blocks."""
 
     def __init__(self, backbone: MaskedBackbone, convert: Convert = unchanged) -> None:
-        nn.Module.__init__(self)
         self.__dict__.update(convert(without(backbone, "encoder", "decoder")).__dict__)
         self.decoder_embed = packed(self.decoder_embed, pack=worth_packing(self.mask_token))
         # One block after the other, so that at most one is there both converted and packed.
@@ -30,7 +29,6 @@ class FastCausalBackbone(CausalBackbone):
     """A `CausalBackbone` over faster blocks."""
 
     def __init__(self, backbone: CausalBackbone, convert: Convert = unchanged) -> None:
-        nn.Module.__init__(self)
         self.__dict__.update(convert(without(backbone, "blocks")).__dict__)
         self.blocks = nn.ModuleList(FastBlock(convert(block)) for block in backbone.blocks)
 
