@@ -6,6 +6,8 @@ from pydantic import ValidationError
 
 from marcli.cli.options import preset_overrides
 from marcli.errors import UsageError
+from marcli.model.grid import to_tokens
+from marcli.model.layers.embed import take
 from marcli.model.order import reveal_counts
 from marcli.model.process.solvers import process_for
 from marcli.recipe.approximate import OF_THE_DIFFUSION_HEAD, PRESETS, Approximate, approximation_lines, switched_on
@@ -45,6 +47,17 @@ def test_the_same_approximation_on_every_engine(switch):
     assert (plain - fast).abs().max() <= 1e-5 * plain.abs().max()
     exact = masked()
     assert not torch.allclose(plain, latents(PlainEngine(whole, exact)), rtol=1e-3)
+
+
+def test_every_step_is_shown_with_the_tokens_that_stay():
+    of, seen = masked(**SWITCHES), []
+    engine = PlainEngine(model(of), of)
+    tape = engine.draw_tape(seed=0, indices=range(3))
+    made = engine.latents(labels=LABELS, tape=tape, on_step=lambda *shown: seen.append(shown))
+    assert [step.index for step, _, _ in seen] == list(range(of.sample.steps))
+    for step, known, order in seen:
+        assert known.shape[1] == step.known + step.count
+        assert torch.equal(known, take(to_tokens(made, of.model.patch_size), order)[:, : known.shape[1]])
 
 
 @pytest.mark.parametrize(

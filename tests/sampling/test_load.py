@@ -14,7 +14,7 @@ from marcli.recipe.schema import Recipe, acts
 from marcli.runtime.atomic import sha256_file
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.generate import generate
-from marcli.sampling.load import filled_model, load_system, name_system, random_system
+from marcli.sampling.load import default_spec, filled_model, load_system, name_system, random_system
 from marcli.sampling.system import System
 from marcli.tokenizer.build import build_tokenizer, save_tokenizer
 from tests.model import tiny
@@ -271,3 +271,11 @@ def test_random_weights_depend_on_the_seed_alone_and_leave_the_global_generator(
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_what_is_not_named_is_the_newest_run_or_the_published_model(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert default_spec() == "mar-l"
+    run = make_run(Path("runs") / "mine", recipe)
+    newest, named = (name_system(spec, weights="ema", overrides=()) for spec in (None, str(run)))
+    assert newest.name == named.name

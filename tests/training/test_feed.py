@@ -43,6 +43,17 @@ def test_slots_and_steps_differ(recipe, start, tmp_path):
     assert first.flatten()[0] != second.flatten()[0]
 
 
+def test_noise_of_a_posterior_belongs_to_the_slot_and_the_step(recipe, start, tmp_path):
+    job = start(recipe(), tmp_path)
+    job.tokenizer.has_posterior = True
+    whole, shape = job.feed.batch(3), job.tokenizer.shape
+    assert whole.noise.shape == (8, shape.channels, shape.size, shape.size)
+    assert len(whole.noise.unique()) == whole.noise.numel()
+    assert torch.equal(torch.cat([feed.batch(3).noise for feed in feeds(job, 4)]), whole.noise)
+    assert torch.equal(torch.cat([part.noise for part in whole.split(3)]), whole.noise)
+    assert not torch.equal(job.feed.batch(4).noise, whole.noise)
+
+
 def test_batches_come_in_order_and_parts_are_the_whole(recipe, start, tmp_path):
     feed = start(recipe(), tmp_path).feed
     batches = list(feed.batches(5, 11))
