@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from marcli.data.columns import ColumnPictures, may_hold_images
-from marcli.data.listing import EXTENSIONS, RESULTS, files_under, has_extension
+from marcli.data.listing import EXTENSIONS, RESULTS, files_under, folders_above, has_extension
 from marcli.errors import UsageError
 from marcli.recipe.data import Data
 
@@ -111,7 +111,9 @@ def _split_folder(folder: Path, split: str) -> Path:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    names = (entry.name for entry in os.scandir(folder) if entry.is_dir())
+    circle = folders_above(folder / "a class")
+    folders = (entry for entry in os.scandir(folder) if entry.is_dir())
+    names = (each.name for each in folders if not (each.is_symlink() and os.path.realpath(each.path) in circle))
     return sorted(name for name in names if not (name.startswith(".") or name.endswith(RESULTS)))
 
 

@@ -134,6 +134,19 @@ def test_a_link_to_nothing_is_a_broken_picture(folder, caplog) -> None:
     assert "gone.png: the file does not exist" in caplog.text
 
 
+@pytest.mark.parametrize("place", [".", "cat"])
+def test_a_link_to_the_folder_it_lies_in_is_no_class_and_adds_no_pictures(folder, place) -> None:
+    (folder / place / "loop").symlink_to(folder)
+    images = open_images(data(folder))
+    assert images.class_names == ["cat", "dog", "eel"]
+    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_pipe_is_no_picture(folder) -> None:
+    os.mkfifo(folder / "cat" / "pipe.png")  # reading it would wait for ever
+    assert open_images(data(folder)).labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
 def test_a_broken_picture_at_the_end_of_a_class_brings_the_label_of_its_substitute(folder) -> None:
     (folder / "dog" / "2.JpEg").write_bytes(b"broken")
     (folder / "eel" / "2.JpEg").write_bytes(b"broken")
