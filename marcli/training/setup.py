@@ -95,7 +95,8 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
         if not has_trained(run):  # an attempt that ended early measured another recipe, or images that changed since
             shutil.rmtree(run.tokenizer_path, ignore_errors=True)
         run.path.mkdir(parents=True, exist_ok=True)
-        keep_recipe(recipe, run.recipe_path)
+        if not run.recipe_path.exists():  # another one is changed after all that may be refused
+            keep_recipe(recipe, run.recipe_path)
     source = open_source(recipe, verify=processes.accelerator.is_local_main_process)
     tokenizer = settle_tokenizer(recipe, run, source, processes)
     announce(describe_source(source, tokenizer))
@@ -110,7 +111,12 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
     agreement = Agreement(processes)
     state = resume(run, trained, source, agreement, announce) or ended(run, trained, agreement, total)
     if state["step"] > total:
-        raise UsageError(f"the run in {run.path} has already taken {state['step']} steps, more than {total}")
+        raise UsageError(
+            f"the run in {run.path} has already taken {state['step']} steps, more than the {total} asked for: ask for "
+            f"at least {state['step']}, or train in another folder (--out)"
+        )
+    if processes.is_main:
+        keep_recipe(recipe, run.recipe_path)
     if compiling_pays(recipe.train, processes.device, total):
         compile_blocks(model)
     if recipe.train.activation_checkpointing:

@@ -46,13 +46,16 @@ def test_a_run_leaves_weights_tokenizer_recipe_metrics_and_grids(recipe, process
     assert again.new_steps == 0 and said[-1].endswith("already trained to step 12; raise train.steps to go on.")
 
 
-def test_a_refused_command_leaves_the_status_of_the_run(recipe, processes, said, tmp_path):
+def test_a_refused_command_leaves_status_and_recipe_of_the_run(recipe, processes, said, tmp_path):
     run = RunDir(tmp_path / "run")
     train(recipe(steps=2, sample__num=1), run, processes, announce=said.append)
     before, inode = run.read_status(), run.recipe_path.stat().st_ino
     with pytest.raises(MarcliError, match=r"train\.lr was"):
         train(recipe(steps=2, sample__num=1, lr=0.5), run, processes, announce=said.append)
     assert run.read_status() == before
+    with pytest.raises(UsageError, match=r"already taken 2 steps, more than the 1 asked for: ask for at least 2"):
+        train(recipe(steps=1, sample__num=1), run, processes, announce=said.append)
+    assert run.read_status() == before and read_recipe(run.recipe_path, []).train.steps == 2
     train(recipe(steps=2, sample__num=1), run, processes, announce=said.append)
     assert run.recipe_path.stat().st_ino == inode  # an unchanged recipe is not written again
 
