@@ -4,6 +4,7 @@
 several processes share the pages.
 """
 
+import errno
 import glob
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -83,6 +84,13 @@ def open_parquet(files: list[Path], data: Data, *, labelled: bool) -> ColumnPict
     except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid, ValueError) as error:
         cause = error.__cause__ or error
         raise MarcliError(f"{place} cannot be read as parquet: {_first_line(cause)}") from None
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        raise MarcliError(
+            f"{place} is read through a copy in {datasets.config.HF_DATASETS_CACHE}, which cannot be written "
+            f"({error.strerror}): set HF_HOME to a folder that can"
+        ) from None
     return _pictures(table, data, place=place, labelled=labelled)
 
 
@@ -237,6 +245,8 @@ def _fingerprint(table: datasets.Dataset, column: str, labels: np.ndarray) -> st
     digest = hashlib.sha256(labels.tobytes())
     for chunk in table.data.column(column).chunks:
         field = chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk
+        if pa.types.is_null(field.type):  # paths alone
+            field = field.cast(pa.binary())
         lengths = pc.fill_null(pc.binary_length(field), -1)
         digest.update(lengths.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
     return digest.hexdigest()

@@ -1,8 +1,10 @@
 """Pictures in parquet files, alone and beside others."""
 
+import errno
 import shutil
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -38,6 +40,22 @@ def test_parquet_rows_that_are_broken_are_named_by_row(tmp_path) -> None:
         (f"row {row} of {tmp_path / 't.parquet'}", reason)
         for row, reason in enumerate(["not an image file that Pillow knows", "the cell is empty", "the cell is empty"])
     ]
+
+
+def test_parquet_with_nothing_but_paths_is_read(tmp_path) -> None:
+    save(tmp_path / "a.png", 7)
+    cells = pa.array([{"bytes": None, "path": str(tmp_path / "a.png")}])  # so the bytes have no type
+    pq.write_table(pa.table({"image": cells, "label": [0]}), tmp_path / "t.parquet")
+    assert greys(open_images(data(tmp_path / "t.parquet"))) == [7]
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_what_to_set(tmp_path, monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "/home/me/.cache")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(MarcliError, match=r"t.parquet is read through a copy in .*Read-only.*: set HF_HOME to a"):
+        open_images(data(write_parquet(tmp_path / "t.parquet", rows=2)))
 
 
 def test_text_labels_are_numbered_by_sorted_name(tmp_path) -> None:
