@@ -60,8 +60,6 @@ def tokenize(
     check_place(out)
     section, names = read_data(data, overrides or [], split=split)
     sections = [parse_tokenizer(text) for text in tokenizer] if tokenizer else names or [parse_tokenizer("kl16")]
-    import torch
-
     from marcli.data.images import native_size, open_images
     from marcli.recipe.tokenizer import TAKES_GREY, latent_shape
     from marcli.runtime.accelerator import start_processes
@@ -88,7 +86,11 @@ def tokenize(
         return
     team = start_processes(precision="fp32" if precision == "auto" else precision, gpus=gpus)
     extractor = find_extractor(features, inception, team.device)
-    chosen = torch.linspace(0, len(images) - 1, min(num, len(images))).round().long().unique().tolist()
+    chosen = evenly_spread(len(images), num)
+    in_picture = evenly_spread(len(chosen), SHOWN)  # the first ones alone would be of one class
+    chosen = [chosen[place] for place in in_picture] + [
+        index for place, index in enumerate(chosen) if place not in in_picture
+    ]
     results, pictures, notes = [], [], []
     for part in sections:
         name, trip, returned, note = judge(
@@ -141,6 +143,13 @@ def parse_tokenizer(text: str) -> "TokenizerSection":
         return read_tokenizer(parse_yaml(text, f"--tokenizer {text!r}"), where="--tokenizer")
     kind, _, weights = text.partition("=")
     return read_tokenizer({"kind": kind} | ({"weights": weights} if weights else {}), where="--tokenizer")
+
+
+def evenly_spread(total: int, num: int) -> list[int]:
+    """Return `num` of the numbers below `total`, in order; all where there are fewer."""
+    import torch
+
+    return torch.linspace(0, total - 1, min(num, total)).round().long().unique().tolist()
 
 
 def largest_side(side: int, sections: "list[TokenizerSection]") -> int:

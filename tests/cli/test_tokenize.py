@@ -65,6 +65,18 @@ def test_digits_compare_in_one_table(tmp_path, capsys) -> None:
     assert Image.open(tmp_path / "roundtrip.png").size[0] > Image.open(tmp_path / "roundtrip.png").size[1]
 
 
+def test_the_picture_shows_the_whole_range_of_the_images(tmp_path, capsys) -> None:
+    (tmp_path / "photos").mkdir()
+    for level in range(0, 100, 5):
+        Image.new("RGB", (8, 8), (level,) * 3).save(tmp_path / "photos" / f"{level:03}.png")
+    code, record, _ = tokenize(
+        capsys, str(tmp_path / "photos"), "--tokenizer", "pixels", "--num", "10", "--out", str(tmp_path / "out")
+    )
+    assert (code, record["tokenizers"][0]["images"]) == (0, 10)
+    levels = set(np.unique(Image.open(tmp_path / "out" / "roundtrip.png"))) & set(range(0, 100, 5))
+    assert len(levels) == 8 and levels >= {0, 95}
+
+
 def test_kl16_with_other_weights_says_so_and_a_broken_picture_is_named(photos, tmp_path, capsys, monkeypatch) -> None:
     save_small_kl16(tmp_path / "filled.ckpt", monkeypatch)
     code, record, text = tokenize(
