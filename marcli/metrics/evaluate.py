@@ -92,10 +92,14 @@ def score_features(
             score = inception_score(logits, order=order, edges=edges)
             metrics |= {"inception_score": score.mean, "inception_score_std": score.std}
     if reference.features is not None:
-        precision, recall = precision_recall(features, reference.features, neighbours=NEIGHBOURS)
+        if min(count, len(reference.features)) > NEIGHBOURS:
+            precision, recall = precision_recall(features, reference.features, neighbours=NEIGHBOURS)
+            metrics |= {"precision": precision, "recall": recall}
+        else:
+            warnings.append(f"No precision and recall: they need more than {NEIGHBOURS} pictures on either side.")
         subsets = fidelity_subsets(count, len(reference.features))
         distance = kernel_distance(features, reference.features, subsets=subsets)
-        metrics |= {"precision": precision, "recall": recall, "kid": distance.mean, "kid_std": distance.std}
+        metrics |= {"kid": distance.mean, "kid_std": distance.std}
     return EvalResult(
         metrics=metrics,
         distance_name=distance_name(extractor, count),

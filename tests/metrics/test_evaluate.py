@@ -84,6 +84,13 @@ def test_too_few_pictures_have_no_inception_score(reference, tmp_path):
         write_result(replace(few, metrics={"fid": float("nan")}), tmp_path)
 
 
+def test_too_few_pictures_have_no_precision_and_recall(reference):
+    few, enough = (evaluate(noise(count, seed=1), pixel_extractor(), reference) for count in (3, 4))
+    assert few.metrics.keys() == {"fid", "kid", "kid_std"}
+    assert "No precision and recall: they need more than 3 pictures on either side." in few.warnings
+    assert {"precision", "recall"} <= enough.metrics.keys() and not any("recall" in text for text in enough.warnings)
+
+
 def test_only_fifty_thousand_pictures_are_called_fid_50k():
     inception = Extractor("inception", "legacy_tensorflow", None, len, len, None, torch.device("cpu"))
     names = [distance_name(inception, count) for count in (50_000, 10_000, 5_000, 49_999, 500)]
