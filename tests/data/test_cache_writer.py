@@ -1,6 +1,8 @@
-"""A cache is written with one shard decoded ahead, to the last byte, and only with numbers that it can hold."""
+"""A cache is written with pictures decoded ahead, to the last byte, and only with numbers that it can hold."""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,13 +19,23 @@ def plan_of(dtype: str) -> CachePlan:
     return CachePlan("", 2, 1, "", 1.0, num_images=2, flips=2, row_shape=(1, 2, 2), dtype=dtype, precision="fp32")
 
 
-def test_one_shard_of_pictures_is_decoded_ahead_and_no_more() -> None:
-    taken, images = [], SimpleNamespace(square=lambda index: index)
-    plan = SimpleNamespace(shard_range=lambda shard: taken.append(shard) or range(3 * shard, 3 * shard + 3))
+def test_as_many_pictures_as_a_shard_are_decoded_ahead_and_no_more() -> None:
+    decoded = []
+    images = SimpleNamespace(square=lambda index: decoded.append(index) or index)
+    plan = SimpleNamespace(shard_range=lambda shard: range(3 * shard, 3 * shard + 3), shard_images=3)
     for shard, squares in decode_shards(images, plan, range(5), threads=2):
         assert squares == [3 * shard, 3 * shard + 1, 3 * shard + 2]
-        assert taken == list(range(min(shard + 2, 5)))
+        due = list(range(min(3 * shard + 6, 15)))
+        wait_until(lambda due=due: len(decoded) >= len(due))
+        assert sorted(decoded) == due
     assert shard == 4
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    """Wait for other threads, a minute at most."""
+    end = time.monotonic() + 60
+    while not done() and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize(("value", "fits"), [(65504.0, True), (-65504.0, True), (65536.0, False), (np.nan, False)])

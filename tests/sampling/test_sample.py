@@ -14,7 +14,8 @@ from marcli.cli.app import run
 from marcli.cli.options import preset_overrides
 from marcli.runtime.lock import exclusive
 from marcli.sampling.album import Album, picture_path
-from marcli.sampling.evaluation import system_settings
+from marcli.sampling.engine.plain import PlainEngine
+from marcli.sampling.evaluation import picture_settings
 from marcli.sampling.folder import finish_folder, prepare_folder
 from marcli.sampling.load import load_system
 from marcli.sampling.sample import default_folder
@@ -125,9 +126,13 @@ def test_more_pictures_of_the_same_plan_keep_those_that_are_there(run_folder, tm
 
 
 def test_features_of_pictures_are_those_of_any_number_of_them():
-    few, many, guided = (
-        system_settings(tiny.system(tiny.recipe("masked", "random", "diffusion", **settings)))
+    systems = (
+        tiny.system(tiny.recipe("masked", "random", "diffusion", **settings))
         for settings in ({"num": 4}, {"num": 8}, {"num": 8, "cfg": 2.0})
+    )
+    asked = {"seed": 0, "classes": [0], "precision": "fp32"}
+    few, many, guided = (
+        picture_settings(system, PlainEngine(system.model, system.recipe), **asked) for system in systems
     )
     assert few == many != guided
 
