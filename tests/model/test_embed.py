@@ -39,6 +39,7 @@ def test_the_mlp_never_sees_more_rows_than_there_are_timesteps(embedding, monkey
 
 
 ZERO = re.compile(r"bias$|modulation|denoiser\.out|norm1\.linear|proj_out")  # AdaLN and what the networks end with
+THIRD = re.compile(r"to_[qkv]\.")  # of one published layer
 NORMAL = re.compile(r"time_embed|timestep_embedder")  # beside what is no layer
 
 
@@ -61,7 +62,9 @@ def test_parameters_start_as_in_the_published_code(backbone, order, head):
         elif isinstance(layer, nn.LayerNorm):
             assert (value == 1).all(), name
         elif isinstance(layer, nn.Linear | nn.Conv2d) and not NORMAL.search(name):
-            bound = math.sqrt(6 / sum(value.flatten(1).shape))  # Xavier's, uniform
+            rows, columns = value.flatten(1).shape
+            rows *= 3 if THIRD.search(name) else 1
+            bound = math.sqrt(6 / (rows + columns))  # Xavier's, uniform
             assert 0.9 * bound < value.abs().max() <= bound, name
             assert value.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15), name
         else:

@@ -114,6 +114,9 @@ def initialize(transformer: nn.Module) -> None:
             nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for block in transformer.transformer_blocks:
+        for part in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v):
+            nn.init.xavier_uniform_(part.weight, gain=0.5**0.5)  # a third of one published layer, 3 widths high
     embed = transformer.transformer_blocks[0].norm1.emb
     nn.init.normal_(embed.class_embedder.embedding_table.weight, std=0.02)
     nn.init.normal_(embed.timestep_embedder.linear_1.weight, std=0.02)
