@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from marcli.cli import eval_fid as eval_command
+from marcli.cli import eval_modes
 from marcli.cli.app import run
+from marcli.cli.eval_request import results_folder
 from marcli.data.images import open_images
-from marcli.metrics import features
 from marcli.recipe.schema import Recipe
 from marcli.sampling import evaluation
-from marcli.sampling.engine import build as engines
 from marcli.tokenizer.build import new_tokenizer, save_tokenizer
 from tests.model import tiny
 from tests.sampling.runs import write_run
@@ -58,8 +57,8 @@ def test_on_the_fly_equals_the_written_pictures_and_their_archive(run_folder, tm
 
 def test_several_seeds_are_made_by_one_engine(run_folder, tmp_path, measure, monkeypatch):
     built = []
-    build = engines.build_engine
-    monkeypatch.setattr(engines, "build_engine", lambda *args, **options: built.append(1) or build(*args, **options))
+    build = eval_modes.build_engine
+    monkeypatch.setattr(eval_modes, "build_engine", lambda *args, **options: built.append(1) or build(*args, **options))
     both = measure(run_folder, "--seeds", "0,1", "--num", 30, "--out", tmp_path, "--steps", 2)
     fids = [result["metrics"]["fid"] for result in both["results"]]
     assert fids[0] != fids[1] and both["seeds"] == [0, 1] and len(both["files"]) == 2
@@ -107,7 +106,7 @@ def test_statistics_of_a_changed_recipe(tmp_path, measure):
 
 
 def test_a_missing_reference_is_noticed_before_a_network_is_loaded(capsys, monkeypatch):
-    monkeypatch.setattr(features, "build_extractor", lambda *_, **__: pytest.fail("the network was built"))
+    monkeypatch.setattr(eval_modes, "build_extractor", lambda *_, **__: pytest.fail("the network was built"))
     assert run(["eval-fid", "--images", "digits", "--reference", "nope.npz", "--gpus", "0"]) == 2
     assert capsys.readouterr().err == (
         "error: --reference: there is no file nope.npz: check the path, or make statistics with --make-stats.\n"
@@ -115,7 +114,7 @@ def test_a_missing_reference_is_noticed_before_a_network_is_loaded(capsys, monke
 
 
 def test_places_that_cannot_be_written_are_noticed_before_anything_is_measured(run_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("marcli.metrics.features.build_extractor", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("marcli.cli.eval_modes.build_extractor", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / "file").touch()
     (tmp_path / "x.eval").touch()
     (tmp_path / "folder.npz").mkdir()
@@ -138,8 +137,8 @@ def test_results_lie_beside_the_pictures_however_they_are_named(tmp_path, monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     beside = tmp_path / "set.eval"
     for name in (".", "./", "a/..", "~/set", "../set/", tmp_path / "set"):
-        assert eval_command.results_folder(str(name), None).resolve() == beside
-    assert eval_command.results_folder("you/photos", None) == Path("you/photos.eval")
+        assert results_folder(str(name), None).resolve() == beside
+    assert results_folder("you/photos", None) == Path("you/photos.eval")
 
 
 def test_the_table_is_for_people(run_folder, tmp_path, capsys):
