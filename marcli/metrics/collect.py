@@ -46,9 +46,7 @@ def collect(
     settings never meet. Raises StoppedError after a signal, with every finished unit kept.
     """
     spool = FeatureSpool(folder, settings=settings, units=units)
-    processes.wait()  # nobody writes before all have looked at what is there
-    missing = spool.missing()
-    processes.wait()
+    missing = processes.on_main(spool.missing)
     mine = missing[processes.rank :: processes.world_size]
     total, present = sum(map(len, units)), sum(map(len, units)) - sum(len(units[number]) for number in missing)
     with (

@@ -26,11 +26,12 @@ class FeatureSpool:
         text = json.dumps(settings, sort_keys=True)
         self.path = folder / f"features-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         self.units = [[int(index) for index in unit] for unit in units]
+        self.present: dict[int, FeatureBatch] = {}  # what was read, since reading and hashing 50,000 takes a while
         write_json(self.path / "settings.json", settings)
 
     def missing(self) -> list[int]:
-        """Return the numbers of the units that are not there, having checked the hash of those that are."""
-        return [number for number in range(len(self.units)) if self.read(number) is None]
+        """Return the numbers of the units that are not there, having read those that are for `read_all`."""
+        return [number for number in range(len(self.units)) if not self._is_present(number)]
 
     def write(self, number: int, batch: FeatureBatch) -> None:
         """Store a whole unit."""
@@ -52,14 +53,19 @@ class FeatureSpool:
 
     def read_all(self) -> tuple[Float[np.ndarray, "images dim"], Bool[np.ndarray, " images"]]:
         """Return all features in the order of the units; raises MarcliError when some are missing."""
-        batches = [self.read(number) for number in range(len(self.units))]
-        absent = sum(len(unit) for unit, batch in zip(self.units, batches, strict=True) if batch is None)
+        absent = sum(len(self.units[number]) for number in self.missing())
         if absent:
             raise MarcliError(
                 f"The features of {absent} pictures are not in {self.path}: all processes must see the same folder. "
                 "The same command continues."
             )
+        batches = [self.present[number] for number in range(len(self.units))]
         return np.concatenate([b.features for b in batches]), np.concatenate([b.blank for b in batches])
+
+    def _is_present(self, number: int) -> bool:
+        if number not in self.present and (batch := self.read(number)) is not None:
+            self.present[number] = batch
+        return number in self.present
 
     def _file(self, number: int) -> Path:
         first, last = self.units[number][0], self.units[number][-1]

@@ -8,13 +8,14 @@ weights know nothing of; both are made errors here.
 import atexit
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
@@ -24,6 +25,7 @@ from marcli.runtime.launch import follow_launcher, join_slurm_step
 from marcli.runtime.memory import keep_freed_memory
 
 Precision = Literal["auto", "bf16", "fp32"]
+T = TypeVar("T")
 
 # What one process does alone while the others wait: hash a cache of 42 GB, write a checkpoint of 15 GB, sample a grid.
 PATIENCE = timedelta(hours=2)
@@ -57,6 +59,13 @@ class Processes:
             return flag
         votes = torch.tensor(int(flag), device=self.device)
         return bool(self.accelerator.reduce(votes, reduction="sum").item())
+
+    def on_main(self, find: Callable[[], T]) -> T:
+        """Return what `find` returns in the main process, in all of them alike; all must call it."""
+        box = [find() if self.is_main else None]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
 
     def wait(self) -> None:
         """Wait for all processes."""
@@ -155,8 +164,8 @@ def synchronise(device: torch.device) -> None:
 
 def _leave_group() -> None:
     """End gloo's threads before the interpreter goes; otherwise they abort it now and then (SIGABRT)."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def cpu_has_bf16() -> bool:

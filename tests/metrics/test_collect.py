@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from marcli.errors import MarcliError, StoppedError
+from marcli.metrics import spool
 from marcli.metrics.collect import collect_pictures
 from marcli.metrics.features import Extractor
 from marcli.metrics.pictures import open_pictures
@@ -87,6 +88,16 @@ def test_a_stopped_evaluation_continues_with_the_same_pictures(source, tmp_path)
     third = Counting()
     run(source, tmp_path / "eval", third)
     assert third.seen == 0
+
+
+def test_stored_features_are_read_once(source, tmp_path, monkeypatch):
+    whole = run(source, tmp_path / "eval", Counting())
+    read, read_files = spool.read_hashed, []
+    monkeypatch.setattr(
+        spool, "read_hashed", lambda path, *rest, **more: read_files.append(path) or read(path, *rest, **more)
+    )
+    np.testing.assert_array_equal(run(source, tmp_path / "eval", Counting()).features, whole.features)
+    assert len(read_files) == len(set(read_files)) == 4
 
 
 def test_a_signal_during_the_last_unit_is_not_lost(source, tmp_path):
