@@ -106,6 +106,13 @@ def test_features_are_refreshed_at_first_when_due_and_when_a_difference_is_taken
     assert [now.share is None for now in planned] == [now.refresh for now in planned] == [True, False] * 3
 
 
+def test_the_plain_engine_takes_the_backbone_apart_once():
+    of = masked(feature_refresh=3)
+    engine = PlainEngine(model(of), of)
+    first, blocks = latents(engine), engine.blocks
+    assert torch.equal(latents(engine), first) and engine.blocks is engine.under(masked()).blocks is blocks
+
+
 def test_diffusion_steps_fall_linearly():
     assert [annealed_steps(i, 64, 50, 5) for i in (0, 32, 63)] == [50, 5 + int(31 / 63 * 45), 5]
     assert [annealed_steps(i, 64, 50, None) for i in (0, 63)] == [50, 50]

@@ -14,7 +14,6 @@ from marcli.runtime.graphs import Capture, CudaGraphs
 from marcli.sampling.engine.compiled import add_kernels, compilable, compile_parts
 from marcli.sampling.engine.convert import Convert, unchanged, without
 from marcli.sampling.engine.denoise import FastDiffusionHead
-from marcli.sampling.engine.features import FeatureCache
 from marcli.sampling.engine.plain import PlainEngine
 from marcli.sampling.engine.recorded import RecordedBackbone, RecordedHead
 from marcli.sampling.engine.transformer import FastCausalBackbone, FastMaskedBackbone
@@ -33,7 +32,7 @@ class FastEngine(PlainEngine):
         `compiled` spends a minute or so of the first batch on a GPU for all the others.
         """
         twin = fast_twin(model, convert)
-        self.blocks = twin.backbone
+        self.blocks = twin.backbone  # as they are before recording
         if twin.null_class.device.type == "cuda":
             if compiled:
                 compile_parts(compilable(twin))
@@ -41,10 +40,6 @@ class FastEngine(PlainEngine):
                     add_kernels(twin.head.body)
             record_parts(twin, CudaGraphs())
         super().__init__(twin, recipe)
-
-    def feature_cache(self) -> FeatureCache:
-        """An empty one for a batch, over the blocks as they are before recording."""
-        return FeatureCache(self.blocks)
 
 
 def fast_twin(model: AutoregressiveModel, convert: Convert = unchanged) -> AutoregressiveModel:

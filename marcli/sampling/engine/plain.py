@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from jaxtyping import Int, Shaped
@@ -46,9 +47,10 @@ class PlainEngine:
         other.take_settings(recipe)
         return other
 
-    def feature_cache(self) -> FeatureCache:
-        """An empty one for a batch; it needs the fast blocks, whose steps it takes apart."""
-        return FeatureCache(FastMaskedBackbone(self.model.backbone))
+    @cached_property
+    def blocks(self) -> FastMaskedBackbone:
+        """The fast blocks, whose steps a feature cache takes apart."""
+        return FastMaskedBackbone(self.model.backbone)
 
     def draw_tape(self, *, seed: int, indices: Sequence[int]) -> Tape:
         """Orders and noise of these pictures, on the CPU."""
@@ -73,7 +75,7 @@ class PlainEngine:
                 self.model,
                 planned=self.planned,
                 reuse=self.switches.guidance_refresh is not None,
-                features=self.feature_cache() if self.switches.feature_refresh else None,
+                features=FeatureCache(self.blocks) if self.switches.feature_refresh else None,
                 kv_cache=kv_cache,
                 **inputs,
             )
