@@ -56,10 +56,12 @@ def random_vq(section: VQTokenizer) -> nn.Module:
     """The network of `vq16` with a fresh codebook."""
     from diffusers import VQModel
 
-    from marcli.tokenizer.architecture import Architecture
+    from marcli.tokenizer.architecture import AutoencoderArchitecture
     from marcli.tokenizer.vq import WIDTHS
 
-    architecture = Architecture(widths=WIDTHS, latent_channels=section.channels, attention=True, decoder_attention=True)
+    architecture = AutoencoderArchitecture(
+        widths=WIDTHS, latent_channels=section.channels, attention=True, decoder_attention=True
+    )
     return VQModel(
         **architecture.blocks(),
         num_vq_embeddings=section.codebook_size,

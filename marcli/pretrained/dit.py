@@ -40,7 +40,7 @@ QKV = re.compile(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
 
 
 @dataclass(frozen=True)
-class Architecture:
+class DitArchitecture:
     """What a DiT is made of; the defaults are DiT-XL/2. `places` is the number of patches."""
 
     width: int = 1152
@@ -51,10 +51,10 @@ class Architecture:
     places: int = 256
 
 
-PUBLISHED = {Architecture(): (), Architecture(places=1024): ("data.image_size=512",)}
+PUBLISHED = {DitArchitecture(): (), DitArchitecture(places=1024): ("data.image_size=512",)}
 
 
-def layout(of: Architecture) -> dict[str, tuple[int, ...]]:
+def layout(of: DitArchitecture) -> dict[str, tuple[int, ...]]:
     """Return every tensor of the authors' model, name to shape."""
     width, patch_values = of.width, of.channels * of.patch**2
     shapes: dict[str, tuple[int, ...]] = {
@@ -89,7 +89,7 @@ def convert(tensors: Mapping[str, Any], *, source: str) -> tuple[dict[str, Tenso
     """
     by_authors = any(name.startswith("x_embedder.") for name in tensors)
     places = next((tensors[name].shape[1] for name in POSITIONS if isinstance(tensors.get(name), Tensor)), None)
-    architecture = next((each for each in PUBLISHED if each.places == places), Architecture())
+    architecture = next((each for each in PUBLISHED if each.places == places), DitArchitecture())
     tensors = {name: value for name, value in tensors.items() if name not in POSITIONS}
     expected = {name: shape for name, shape in layout(architecture).items() if name not in POSITIONS}
     if not by_authors:

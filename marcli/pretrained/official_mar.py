@@ -49,7 +49,7 @@ RENAMES = (
 
 
 @dataclass(frozen=True)
-class Architecture:
+class MarArchitecture:
     """What the names and shapes of a file say about its model."""
 
     width: int
@@ -64,13 +64,13 @@ class Architecture:
 
 
 SHIPPED = {
-    "mar_b": Architecture(width=768, encoder_depth=12, decoder_depth=12, head_width=1024, head_depth=6),
-    "mar_l": Architecture(width=1024, encoder_depth=16, decoder_depth=16, head_width=1280, head_depth=8),
-    "mar_h": Architecture(width=1280, encoder_depth=20, decoder_depth=20, head_width=1536, head_depth=12),
+    "mar_b": MarArchitecture(width=768, encoder_depth=12, decoder_depth=12, head_width=1024, head_depth=6),
+    "mar_l": MarArchitecture(width=1024, encoder_depth=16, decoder_depth=16, head_width=1280, head_depth=8),
+    "mar_h": MarArchitecture(width=1280, encoder_depth=20, decoder_depth=20, head_width=1536, head_depth=12),
 }
 
 
-def layout(of: Architecture) -> dict[str, tuple[int, ...]]:
+def layout(of: MarArchitecture) -> dict[str, tuple[int, ...]]:
     """Return every tensor of the authors' model, name to shape."""
     width, places = of.width, of.buffer_size + of.num_tokens
     shapes: dict[str, tuple[int, ...]] = {
@@ -129,7 +129,7 @@ def is_official_mar(tensors: Mapping[str, Any]) -> bool:
     return any(name.startswith(("diffloss.", "encoder_blocks.", "decoder_pos_embed_learned")) for name in tensors)
 
 
-def recognise(tensors: Mapping[str, Any], *, source: str) -> Architecture:
+def recognise(tensors: Mapping[str, Any], *, source: str) -> MarArchitecture:
     """Return the architecture of a complete set of tensors.
 
     Raises MarcliError naming each missing, extra or misshapen tensor against the architecture that fits best.
@@ -142,7 +142,7 @@ def recognise(tensors: Mapping[str, Any], *, source: str) -> Architecture:
     return best
 
 
-def derive(tensors: Mapping[str, Any]) -> Architecture | None:
+def derive(tensors: Mapping[str, Any]) -> MarArchitecture | None:
     """Return the architecture that a few tensors tell; None where one of them is not there."""
 
     def count(pattern: str) -> int:
@@ -150,7 +150,7 @@ def derive(tensors: Mapping[str, Any]) -> Architecture | None:
 
     try:
         num_tokens = tensors["diffusion_pos_embed_learned"].shape[1]
-        return Architecture(
+        return MarArchitecture(
             width=tensors["z_proj.weight"].shape[0],
             encoder_depth=count(r"encoder_blocks\.(\d+)\."),
             decoder_depth=count(r"decoder_blocks\.(\d+)\."),
@@ -165,7 +165,7 @@ def derive(tensors: Mapping[str, Any]) -> Architecture | None:
         return None
 
 
-def recipe_of(architecture: Architecture, args: object) -> tuple[str, tuple[str, ...]]:
+def recipe_of(architecture: MarArchitecture, args: object) -> tuple[str, tuple[str, ...]]:
     """Return the shipped recipe of a file and the overrides that make it the file's own.
 
     `args` is the file's Namespace, which knows the tokenizer's stride and the patch; None where it has none.

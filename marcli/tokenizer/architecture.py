@@ -12,7 +12,7 @@ from marcli.runtime.skeleton import skeletons
 
 
 @dataclass(frozen=True)
-class Architecture:
+class AutoencoderArchitecture:
     """Sizes of one autoencoder.
 
     Attributes:
@@ -50,7 +50,7 @@ class Architecture:
 
 
 def load_published(
-    path: Path, *, network_class: type[nn.Module], architecture: Architecture, **more: object
+    path: Path, *, network_class: type[nn.Module], architecture: AutoencoderArchitecture, **more: object
 ) -> nn.Module:
     """Return a diffusers network with the tensors of a published file, checked one by one.
 

@@ -82,7 +82,7 @@ def cache_latents(recipe: Recipe, images: ImageSet, *, folder: Path, processes: 
 
 
 def _cache_as_main(recipe: Recipe, images: ImageSet, *, folder: Path, processes: Processes) -> CacheReport:
-    tokenizer = settle_tokenizer(recipe, images, folder=folder / TOKENIZER, device=processes.device)
+    tokenizer = settle_cache_tokenizer(recipe, images, folder=folder / TOKENIZER, device=processes.device)
     plan = make_plan(recipe, images, tokenizer, precision=processes.precision)
     pending = begin(folder, plan, images.labels)
     check_whole(recipe, [row for record in recorded_shards(folder, plan).values() for row in record["skipped"]], folder)
@@ -147,7 +147,7 @@ def _encode_share(
         look()
 
 
-def settle_tokenizer(recipe: Recipe, images: ImageSet, *, folder: Path, device: torch.device) -> Tokenizer:
+def settle_cache_tokenizer(recipe: Recipe, images: ImageSet, *, folder: Path, device: torch.device) -> Tokenizer:
     """Return the tokenizer that a cache keeps in `folder`, making it the first time.
 
     One without a plan beside it was left by an attempt that failed early, perhaps on other images: it is made anew.

@@ -13,12 +13,16 @@ from torch import Tensor
 
 from marcli.errors import MarcliError
 from marcli.recipe.tokenizer import LatentShape
-from marcli.tokenizer.architecture import Architecture, load_diffusers, load_published
+from marcli.tokenizer.architecture import AutoencoderArchitecture, load_diffusers, load_published
 from marcli.tokenizer.base import Tokenizer, to_bytes, to_signed
 
 ARCHITECTURES = {
-    "kl16": Architecture(widths=(128, 128, 256, 256, 512), latent_channels=16, attention=True, decoder_attention=False),
-    "kl8": Architecture(widths=(128, 256, 512, 512), latent_channels=4, attention=False, decoder_attention=False),
+    "kl16": AutoencoderArchitecture(
+        widths=(128, 128, 256, 256, 512), latent_channels=16, attention=True, decoder_attention=False
+    ),
+    "kl8": AutoencoderArchitecture(
+        widths=(128, 256, 512, 512), latent_channels=4, attention=False, decoder_attention=False
+    ),
 }
 
 
@@ -46,7 +50,7 @@ class KLTokenizer(Tokenizer):
         return to_bytes(self.network.decode(self.unscale(latents.float())).sample)
 
 
-def load_kl(path: Path, *, architecture: Architecture) -> AutoencoderKL:
+def load_kl(path: Path, *, architecture: AutoencoderArchitecture) -> AutoencoderKL:
     """Return the network of a published file or of a diffusers folder; raises MarcliError naming what does not fit."""
     if path.is_file():
         return load_published(path, network_class=AutoencoderKL, architecture=architecture)

@@ -14,7 +14,7 @@ from torch import Tensor
 from marcli.errors import MarcliError
 from marcli.pretrained.ldm import read_ldm_file
 from marcli.recipe.tokenizer import LatentShape
-from marcli.tokenizer.architecture import Architecture, load_diffusers, load_published
+from marcli.tokenizer.architecture import AutoencoderArchitecture, load_diffusers, load_published
 from marcli.tokenizer.base import Tokenizer, nearest_codes, to_bytes, to_signed
 
 WIDTHS = (128, 128, 256, 256, 512)
@@ -73,7 +73,7 @@ def load_vq(path: Path, *, channels: int, codebook_size: int, widths: tuple[int,
         network = load_published(
             path,
             network_class=VQModel,
-            architecture=Architecture(
+            architecture=AutoencoderArchitecture(
                 widths=widths,
                 latent_channels=len(tensors["encoder.conv_out.weight"]),
                 attention=True,

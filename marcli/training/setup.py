@@ -98,7 +98,7 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
         if not run.recipe_path.exists():  # another one is changed after all that may be refused
             keep_recipe(recipe, run.recipe_path)
     source = open_source(recipe, verify=processes.accelerator.is_local_main_process)
-    tokenizer = settle_tokenizer(recipe, run, source, processes)
+    tokenizer = settle_run_tokenizer(recipe, run, source, processes)
     announce(describe_source(source, tokenizer))
     announce_empty_classes(source, recipe.data.num_classes, announce)
     total = total_steps(recipe.train, num_images=source.num_images)
@@ -165,7 +165,7 @@ def check_shares(recipe: Recipe, world_size: int) -> None:
         )
 
 
-def settle_tokenizer(recipe: Recipe, run: RunDir, source: Source, processes: Processes) -> Tokenizer:
+def settle_run_tokenizer(recipe: Recipe, run: RunDir, source: Source, processes: Processes) -> Tokenizer:
     """Return the run's tokenizer, made once by the main process: the latent cache's, or a new one with its scale.
 
     Raises UsageError when the run has another tokenizer than the cache.

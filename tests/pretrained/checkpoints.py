@@ -7,19 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from marcli.pretrained.official_mar import Architecture, layout
+from marcli.pretrained.official_mar import MarArchitecture, layout
 from tests.reference.fill import fill
 
 # a published width, so that the number of heads is known, and little else
-SMALL = Architecture(
+SMALL = MarArchitecture(
     width=768, encoder_depth=1, decoder_depth=1, head_width=64, head_depth=2, num_classes=10, num_tokens=16
 )
-TINY = Architecture(
+TINY = MarArchitecture(
     width=24, encoder_depth=1, decoder_depth=2, head_width=16, head_depth=2, num_classes=10, num_tokens=16
 )
 
 
-def filled(architecture: Architecture) -> dict[str, Tensor]:
+def filled(architecture: MarArchitecture) -> dict[str, Tensor]:
     """Every tensor of the authors' model."""
     arrays = fill({name: list(shape) for name, shape in layout(architecture).items()})
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

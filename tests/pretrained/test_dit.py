@@ -19,13 +19,13 @@ from marcli.recipe.reader import read_recipe, shipped_recipe
 from marcli.runtime.skeleton import skeletons
 from tests.reference.fill import fill
 
-TINY = dit.Architecture(width=24, depth=2, num_classes=5, places=16)
+TINY = dit.DitArchitecture(width=24, depth=2, num_classes=5, places=16)
 
 
 @pytest.fixture(autouse=True)
 def published(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dit, "PUBLISHED", {TINY: (), **dit.PUBLISHED})
-    monkeypatch.setattr(dit, "Architecture", lambda: TINY)
+    monkeypatch.setattr(dit, "DitArchitecture", lambda: TINY)
 
 
 def by_authors() -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ def test_both_layouts_give_the_same_tensors() -> None:
 @pytest.mark.parametrize(("side", "places"), [(256, 256), (512, 1024)])
 def test_our_model_of_the_shipped_recipe_has_these_tensors(monkeypatch, side: int, places: int) -> None:
     monkeypatch.undo()
-    architecture = dit.Architecture(places=places)
+    architecture = dit.DitArchitecture(places=places)
     theirs = {name: torch.empty(shape, device="meta") for name, shape in dit.layout(architecture).items()}
     tensors, recipe, overrides = dit.convert(theirs, source="DiT-XL-2.pt")
     resolved = read_recipe(shipped_recipe(recipe), overrides)

@@ -9,7 +9,7 @@ import torch
 
 from marcli.errors import MarcliError
 from marcli.model.build import build_model
-from marcli.pretrained.official_mar import SHIPPED, Architecture, layout, our_name, recipe_of, recognise, weights_of
+from marcli.pretrained.official_mar import SHIPPED, MarArchitecture, layout, our_name, recipe_of, recognise, weights_of
 from marcli.recipe.reader import read_recipe, shipped_recipe
 from marcli.runtime.skeleton import skeletons
 
@@ -21,7 +21,7 @@ PUBLISHED = {
 }
 
 
-def on_meta(architecture: Architecture) -> dict[str, torch.Tensor]:
+def on_meta(architecture: MarArchitecture) -> dict[str, torch.Tensor]:
     return {name: torch.empty(shape, device="meta") for name, shape in layout(architecture).items()}
 
 
@@ -88,7 +88,7 @@ def test_a_block_that_is_left_out_is_named_in_full() -> None:
 
 
 def test_another_architecture_becomes_overrides_of_the_shipped_recipe() -> None:
-    trained = Architecture(
+    trained = MarArchitecture(
         width=1024, encoder_depth=16, decoder_depth=16, head_width=1024, head_depth=3, num_classes=100, num_tokens=1024
     )
     assert recognise(on_meta(trained), source="file") == trained
@@ -105,7 +105,7 @@ def test_another_architecture_becomes_overrides_of_the_shipped_recipe() -> None:
 
 def test_an_unknown_width_is_refused_since_the_heads_are_not_in_the_file() -> None:
     with pytest.raises(MarcliError, match="width of 512"):
-        recipe_of(Architecture(width=512, encoder_depth=1, decoder_depth=1, head_width=64, head_depth=1), None)
+        recipe_of(MarArchitecture(width=512, encoder_depth=1, decoder_depth=1, head_width=64, head_depth=1), None)
 
 
 def test_a_file_with_and_without_average_and_a_converted_one() -> None:

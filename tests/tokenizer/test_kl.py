@@ -9,13 +9,13 @@ import torch
 
 from marcli.errors import MarcliError
 from marcli.recipe.tokenizer import LatentShape
-from marcli.tokenizer.architecture import Architecture, load_published
+from marcli.tokenizer.architecture import AutoencoderArchitecture, load_published
 from marcli.tokenizer.kl import ARCHITECTURES, AutoencoderKL, KLTokenizer, load_kl
 from tests.reference.fill import fill
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 TOLERANCE = 1e-5  # of the largest value
-SMALL = Architecture(widths=(32, 64), latent_channels=4, attention=True, decoder_attention=False)
+SMALL = AutoencoderArchitecture(widths=(32, 64), latent_channels=4, attention=True, decoder_attention=False)
 
 
 def save_ckpt(path: Path, tensors: dict, container: str = "model") -> Path:
