@@ -60,7 +60,7 @@ def tokenize(
     check_place(out)
     section, names = read_data(data, overrides or [], split=split)
     sections = [parse_tokenizer(text) for text in tokenizer] if tokenizer else names or [parse_tokenizer("kl16")]
-    from marcli.data.images import native_size, open_images
+    from marcli.data.images import evenly_spread, native_size, open_images
     from marcli.recipe.tokenizer import TAKES_GREY, latent_shape
     from marcli.runtime.accelerator import start_processes
 
@@ -143,13 +143,6 @@ def parse_tokenizer(text: str) -> "TokenizerSection":
         return read_tokenizer(parse_yaml(text, f"--tokenizer {text!r}"), where="--tokenizer")
     kind, _, weights = text.partition("=")
     return read_tokenizer({"kind": kind} | ({"weights": weights} if weights else {}), where="--tokenizer")
-
-
-def evenly_spread(total: int, num: int) -> list[int]:
-    """Return `num` of the numbers below `total`, in order; all where there are fewer."""
-    import torch
-
-    return torch.linspace(0, total - 1, min(num, total)).round().long().unique().tolist()
 
 
 def largest_side(side: int, sections: "list[TokenizerSection]") -> int:

@@ -8,10 +8,9 @@ import json
 from pathlib import Path
 from typing import assert_never
 
-import numpy as np
 import torch
 
-from marcli.data.images import ImageSet
+from marcli.data.images import ImageSet, evenly_spread
 from marcli.errors import MarcliError, UsageError
 from marcli.pretrained.hub import find_tokenizer_weights
 from marcli.pretrained.published import TOKENIZERS
@@ -202,8 +201,7 @@ def measure_scale(tokenizer: Tokenizer, images: ImageSet) -> float:
     before, tokenizer.scale = tokenizer.scale, 1.0
     device = next((buffer.device for buffer in tokenizer.state_dict().values()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    chosen = np.unique(np.linspace(0, len(images) - 1, num=min(len(images), SCALE_IMAGES)).astype(np.int64))
-    for pixels, _ in images.batches(64, indices=chosen):
+    for pixels, _ in images.batches(64, indices=evenly_spread(len(images), SCALE_IMAGES)):
         shape = (len(pixels), tokenizer.shape.channels, tokenizer.shape.size, tokenizer.shape.size)
         noise = torch.randn(shape, generator=generator).to(device) if tokenizer.has_posterior else None
         moments.add(tokenizer.sample(tokenizer.encode(pixels.to(device)), noise))

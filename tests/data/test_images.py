@@ -18,9 +18,17 @@ from sklearn.datasets import load_digits
 from marcli.data.crop import BrokenImageError
 from marcli.data.digits import open_digits
 from marcli.data.folders import open_folder
-from marcli.data.images import open_images
+from marcli.data.images import evenly_spread, open_images
 from marcli.errors import MarcliError, UsageError
 from tests.data.pictures import data, greys, save, write_parquet
+
+
+@pytest.mark.parametrize(
+    ("total", "num", "chosen"),
+    [(0, 3, []), (2, 3, [0, 1]), (9, 1, [0]), (10, 4, [0, 3, 6, 9]), (2**25 + 2, 3, [0, 2**24, 2**25 + 1])],
+)
+def test_evenly_spread_numbers_are_exact(total, num, chosen) -> None:
+    assert evenly_spread(total, num) == chosen
 
 
 def test_a_folder_is_read_by_sorted_class_in_any_case_of_extension(folder) -> None:
