@@ -15,10 +15,9 @@ from datetime import timedelta
 from typing import Literal, TypeVar
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs, broadcast_object_list
 
 from marcli.errors import MarcliError, UsageError
 from marcli.runtime.launch import follow_launcher, join_slurm_step
@@ -62,10 +61,7 @@ class Processes:
 
     def on_main(self, find: Callable[[], T]) -> T:
         """Return what `find` returns in the main process, in all of them alike; all must call it."""
-        box = [find() if self.is_main else None]
-        if self.world_size > 1:
-            dist.broadcast_object_list(box, src=0)
-        return box[0]
+        return broadcast_object_list([find() if self.is_main else None])[0]
 
     def wait(self) -> None:
         """Wait for all processes."""
@@ -164,8 +160,8 @@ def synchronise(device: torch.device) -> None:
 
 def _leave_group() -> None:
     """End gloo's threads before the interpreter goes; otherwise they abort it now and then (SIGABRT)."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def cpu_has_bf16() -> bool:
