@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from marcli.cli.launching import spread
+from marcli.cli.launching import count_processes, spread
 from marcli.cli.options import AsJson, DryRun, Gpus, NumProcesses, Overrides, Precision, RecipeFile
 from marcli.cli.output import print_plan, print_result
 from marcli.cli.sharing import PushTo, check_push, share
@@ -43,7 +43,10 @@ def train(
         return
     check_push(push_to)
     if not is_worker():
+        from marcli.training.schedule import check_shares
+
         check_folder(resolved, run)
+        check_shares(resolved.train, count_processes(gpus=gpus, processes=processes))
     spread(gpus=gpus, processes=processes)
 
     from marcli.runtime.accelerator import start_processes

@@ -1,11 +1,21 @@
-"""How long to train and how fast: plain numbers of the step, without state.
+"""How long to train, how fast and in which shares: plain numbers, without state and without torch.
 
 Steps are counted from 0 (the number of optimizer steps already taken), so no step is spent at a rate of zero.
 """
 
 import math
 
+from marcli.errors import UsageError
 from marcli.recipe.train import Train
+
+
+def check_shares(train: Train, world_size: int) -> None:
+    """Raise UsageError when the global batch cannot be shared equally."""
+    if train.batch_size % world_size:
+        raise UsageError(
+            f"train.batch_size {train.batch_size} cannot be shared by {world_size} processes: "
+            "choose a multiple, or another number of processes"
+        )
 
 
 def total_steps(train: Train, *, num_images: int) -> int:

@@ -31,7 +31,7 @@ from marcli.training.feed import Batch, Feed
 from marcli.training.metrics_log import Window
 from marcli.training.optim import build_optimizer
 from marcli.training.resume import check_same_recipe, has_trained
-from marcli.training.schedule import total_steps, warmup_steps
+from marcli.training.schedule import check_shares, total_steps, warmup_steps
 
 SOURCES = {False: "images", True: "a latent cache"}
 
@@ -89,7 +89,7 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
 
     Raises UsageError when the run in that folder was started with another recipe or other images.
     """
-    check_shares(recipe, processes.world_size)
+    check_shares(recipe.train, processes.world_size)
     if processes.is_main:
         check_same_recipe(recipe, run)
         if not has_trained(run):  # an attempt that ended early measured another recipe, or images that changed since
@@ -154,15 +154,6 @@ def keep_recipe(recipe: Recipe, path: Path) -> None:
     if not path.exists() or path.read_text(encoding="utf-8") != recipe_text(recipe):
         with atomic_file(path) as partial:
             write_recipe(recipe, partial)
-
-
-def check_shares(recipe: Recipe, world_size: int) -> None:
-    """Raise UsageError when the global batch cannot be shared equally."""
-    if recipe.train.batch_size % world_size:
-        raise UsageError(
-            f"train.batch_size {recipe.train.batch_size} cannot be shared by {world_size} processes: "
-            "choose a multiple, or another number of processes"
-        )
 
 
 def settle_run_tokenizer(recipe: Recipe, run: RunDir, source: Source, processes: Processes) -> Tokenizer:
