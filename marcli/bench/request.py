@@ -1,6 +1,5 @@
 """What the bench was asked for, and everything about it that can be refused before torch is imported."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from marcli.pretrained.published import MODELS
 from marcli.recipe.reader import read_recipe, recipe_folder
 from marcli.recipe.schema import Recipe
 from marcli.runtime.home import at_home
+from marcli.runtime.launch import check_alone
 from marcli.sampling.naming import FOREIGN, EngineName, check_overrides, unknown
 
 TIME_LIMIT = 240.0
@@ -100,8 +100,7 @@ def known_recipe(spec: str, overrides: Sequence[str]) -> tuple[Recipe | None, bo
 
 def plan_known(request: Request) -> tuple[list[Planned], list[str]]:
     """Plan what is known without torch; raises UsageError."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UsageError("bench measures one device in one process: start it without a launcher")
+    check_alone("bench")
     for option in ("reference", "features", "inception"):
         if request.quality is False and getattr(request, option) is not None:
             raise UsageError(f"--{option} is for quality, and --no-quality asks for none: leave one of them out")

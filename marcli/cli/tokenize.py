@@ -9,6 +9,7 @@ import typer
 from marcli.cli.options import AsJson, Gpus, TokenizerPrecision
 from marcli.cli.output import print_intent, print_result
 from marcli.errors import MarcliError, UsageError
+from marcli.runtime.launch import check_alone
 from marcli.runtime.writable import check_place
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def tokenize(
     as_json: AsJson = False,
 ) -> None:
     """Judge a tokenizer on your images: round trip, PSNR, SSIM, rFID, the latent scale, code usage."""
+    check_alone("tokenize")
     check_place(out)
     section, names = read_data(data, overrides or [], split=split)
     sections = [parse_tokenizer(text) for text in tokenizer] if tokenizer else names or [parse_tokenizer("kl16")]

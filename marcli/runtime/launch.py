@@ -33,6 +33,12 @@ def is_worker() -> bool:
     return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
+def check_alone(command: str) -> None:
+    """Raise UsageError where a launcher started this process beside others: each would do all the work of `command`."""
+    if int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise UsageError(f"{command} measures one device in one process: start it without a launcher")
+
+
 def launch(argv: Sequence[str], *, num_processes: int, module: str = "marcli") -> None:
     """Run `python -m MODULE ARGV` in `num_processes` processes of this machine; no worker outlives the call.
 

@@ -4,6 +4,7 @@ import pytest
 import typer
 
 from marcli.cli import launching
+from marcli.cli.app import run
 from marcli.cli.options import sampling_overrides, split_overrides
 from marcli.errors import UsageError
 from marcli.runtime import accelerator
@@ -37,6 +38,17 @@ def test_spread_starts_processes_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     launching.spread(gpus="0", processes=2)
     assert len(started) == 1
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+@pytest.mark.parametrize("given", [["bench", "recipes/digits.yaml"], ["tokenize", "digits", "--tokenizer", "pixels"]])
+def test_what_measures_one_process_refuses_several(given, variable, tmp_path, monkeypatch, capsys) -> None:
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for started, code in (("1", 0), ("2", 2)):
+        monkeypatch.setenv(variable, started)
+        assert run([*given, "--gpus", "0", "--out", str(tmp_path), "--dry-run"]) == code
+    assert f"{given[0]} measures one device in one process: start it without" in capsys.readouterr().err
 
 
 def test_arguments_are_names_or_overrides(tmp_path) -> None:
