@@ -89,7 +89,8 @@ def write_pictures(
     )
     total = sum(map(len, mine))
     there = total - sum(map(len, batches))
-    shown = Progress(title="sample", total=total, unit="pictures", shown=processes.is_main, done=there)
+    title = "sample" if world_size == 1 else "sample, this process's share"
+    shown = Progress(title=title, total=total, unit="pictures", shown=processes.is_main, done=there)
     with StopRequest() as stop, Album(out) as album, shown as progress:
         for pictures in made:
             album.add(pictures)

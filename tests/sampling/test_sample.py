@@ -18,7 +18,8 @@ from marcli.sampling.engine.plain import PlainEngine
 from marcli.sampling.evaluation import picture_settings
 from marcli.sampling.folder import finish_folder, prepare_folder
 from marcli.sampling.load import load_system
-from marcli.sampling.sample import default_folder
+from marcli.sampling.sample import default_folder, write_pictures
+from tests.metrics.team import OneOf
 from tests.model import tiny
 from tests.sampling.runs import write_run
 
@@ -114,6 +115,15 @@ def test_an_interrupted_call_goes_on_and_ends_with_the_same_pictures(run_folder,
     assert made == [*range(5, 12)]
     assert pictures_of(parts) == pictures_of(tmp_path / "whole")
     assert {path.name for path in parts.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+def test_progress_says_that_it_counts_the_share_of_one_of_several_processes(run_folder, tmp_path, capsys):
+    system = load_system(str(run_folder), weights="ema", overrides=[])
+    engine, plan = PlainEngine(system.model, system.recipe), {"classes": [0], "seed": 0}
+    for world_size, line in ((1, "sample: 12 of 12 pictures"), (2, "sample, this process's share: 7 of 7 pictures")):
+        folder = tmp_path / str(world_size)
+        write_pictures(system, engine, OneOf(0, world_size), None, out=folder, plan=plan)
+        assert capsys.readouterr().err.splitlines()[-1].startswith(line)
 
 
 def test_more_pictures_of_the_same_plan_keep_those_that_are_there(run_folder, tmp_path):
