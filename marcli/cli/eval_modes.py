@@ -12,7 +12,7 @@ from marcli.errors import UsageError
 from marcli.metrics.collect import collect_pictures
 from marcli.metrics.evaluate import PAPER_NUM, score_features
 from marcli.metrics.features import Extractor, build_extractor, check_features
-from marcli.metrics.pictures import PictureSource, chosen_indices, open_pictures, training_pictures
+from marcli.metrics.pictures import PictureSource, chosen_indices, count_stored, open_pictures, training_pictures
 from marcli.metrics.references import check_colour, measure, open_reference, write_statistics
 from marcli.recipe.reader import read_recipe
 from marcli.runtime.accelerator import Processes
@@ -72,6 +72,8 @@ def plan_run(request: EvalRequest, *, as_json: bool) -> None:
 
 def carry_out(request: EvalRequest, team: Processes) -> Ending:
     """Do what was asked for."""
+    if request.images is not None:
+        check_enough(request.images)
     with team.main_first():
         extractor = build_extractor(
             request.features,
@@ -88,6 +90,12 @@ def carry_out(request: EvalRequest, team: Processes) -> Ending:
             return measure_pictures(request, extractor, team)
         case "run":
             return measure_run(request, extractor, team)
+
+
+def check_enough(images: str) -> None:
+    """Raise UsageError for a single picture, before a network or a reference is loaded for it."""
+    if count_stored(images) == 1:
+        raise UsageError(f"--images {images} holds one picture, and statistics need at least 2: give more pictures.")
 
 
 def make_statistics(request: EvalRequest, extractor: Extractor, team: Processes) -> Ending:

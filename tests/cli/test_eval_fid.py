@@ -113,6 +113,18 @@ def test_a_missing_reference_is_noticed_before_a_network_is_loaded(capsys, monke
     )
 
 
+@pytest.mark.parametrize("given", [["--reference", "digits"], ["--make-stats", "x.npz"]])
+def test_a_single_picture_is_refused_before_a_network_is_loaded(given, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(eval_modes, "build_extractor", lambda *_, **__: pytest.fail("the network was built"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "one" / "0.png")
+    np.savez(tmp_path / "one.npz", arr_0=np.zeros((1, 8, 8, 3), dtype=np.uint8))
+    for images in ("one", "one.npz"):
+        assert run(["eval-fid", "--images", images, *given, "--gpus", "0"]) == 2
+        assert f"--images {images} holds one picture, and statistics need at least 2" in capsys.readouterr().err
+
+
 def test_places_that_cannot_be_written_are_noticed_before_anything_is_measured(run_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("marcli.cli.eval_modes.build_extractor", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / "file").touch()
