@@ -216,6 +216,9 @@ def test_grey_pictures_count_one_channel(tmp_path, monkeypatch, kept):
         ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "do not belong together"),
         ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "mu is <U1, not real numbers"),
         ({"mu": np.zeros(2), "sigma": np.eye(2) * 1j}, "sigma is complex128, not real numbers"),
+        ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "sigma is no covariance"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0.4, 1.0]])}, "sigma is no covariance"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2.0], [2.0, 1.0]])}, "sigma is no covariance"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "features": np.zeros(())}, r"features \[\] and mu \[2\] do not"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "features": np.zeros(9)}, r"features \[9\] and mu \[2\] do not"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "features": np.zeros((9, 3))}, r"\[9, 3\] and mu \[2\] do not"),
@@ -226,6 +229,14 @@ def test_damaged_statistics(tmp_path, arrays, words):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(MarcliError, match=words):
         read_statistics(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_a_singular_covariance_and_one_that_was_rounded_are_taken(tmp_path, kind):
+    rows = np.random.default_rng(0).normal(size=(20, 64)) * np.geomspace(1, 1e4, 64)
+    for sigma in (np.cov(rows, rowvar=False), np.zeros((64, 64))):
+        np.savez(tmp_path / "x.npz", mu=rows.mean(axis=0), sigma=sigma.astype(kind))
+        assert read_statistics(tmp_path / "x.npz").gaussian.dim == 64
 
 
 def test_pictures_of_another_resolution_are_refused(tmp_path):
