@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from huggingface_hub import constants
 
 from marcli.data.crop import BrokenImageError
+from marcli.data.listing import is_parquet
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
 
-PARQUET = b"PAR1"  # with which every such file begins
 SECONDS_TO_ANSWER = 10
 LABEL_NAMES = ("label", "labels", "class", "target", "fine_label", "category")
 
@@ -110,9 +110,8 @@ def with_rows(files: list[Path]) -> list[Path]:
     """
     filled, columns = [], None
     for file in files:
-        with file.open("rb") as opened:
-            if opened.read(len(PARQUET)) != PARQUET:
-                raise UsageError(f"{file} is no parquet file: give one, a folder of pictures, a hub id or 'digits'")
+        if not is_parquet(file):
+            raise UsageError(f"{file} is no parquet file: give one, a folder of pictures, a hub id or 'digits'")
         try:
             footer = pq.read_metadata(file)
         except (OSError, pa.ArrowInvalid) as error:

@@ -10,6 +10,7 @@ from marcli.runtime.home import at_home
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
 )
+PARQUET = b"PAR1"  # begins every such file
 RESULTS = ".eval"  # ends the folder that `eval-fid` makes beside the pictures it measures
 
 
@@ -53,6 +54,12 @@ def _holds_parquet_images(folder: Path) -> bool:
 def has_extension(file: str, extensions: Container[str]) -> bool:
     """Whether a name ends in one of `extensions`, which are in small letters and begin with a dot, in any case."""
     return os.path.splitext(file)[1].lower() in extensions
+
+
+def is_parquet(file: Path) -> bool:
+    """Whether a file is one of parquet, whatever its name."""
+    with file.open("rb") as opened:
+        return opened.read(len(PARQUET)) == PARQUET
 
 
 def _walk(folder: str, above: frozenset[str]) -> Iterator[str]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from marcli.data.crop import BrokenImageError, decode_square
 from marcli.data.images import ImageSet, open_images
-from marcli.data.listing import EXTENSIONS, files_under
+from marcli.data.listing import EXTENSIONS, files_under, is_parquet
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
 from marcli.runtime.atomic import sha256_file
@@ -70,6 +70,8 @@ def open_pictures(place: str, *, image_size: int | None) -> PictureSource:
             return FolderPictures(path, files, crop_to=image_size)
         if not files_under(path, {".parquet"}):
             raise UsageError(f"{path} holds no images: check the path.")
+    if path.is_file() and not is_parquet(path):
+        raise UsageError(f"{place} is no folder, npz or parquet file of pictures: give one of these.")
     if place != "digits" and image_size is None:
         if not path.exists() and place.count("/") != 1:
             raise UsageError(f"There is no {place}: give a folder, an npz, a parquet file, a hub id or 'digits'.")
@@ -130,7 +132,13 @@ class FolderPictures:
     def __init__(self, folder: Path, files: list[Path], *, crop_to: int | None) -> None:
         self.name, self._files, self._crop_to = str(folder), files, crop_to
         self.mixed = all(path.parent == folder and SAMPLE_NAME.fullmatch(path.name) for path in files)
-        self.image_size = crop_to or self._native_size(files[0], files[0].read_bytes())[0]
+        width, height = (crop_to, crop_to) if crop_to else self._native_size(files[0], files[0].read_bytes())
+        if width != height:
+            raise MarcliError(
+                f"{files[0]} is {width}x{height} pixels, and pictures must be square: --image-size crops all of them "
+                "as training does."
+            )
+        self.image_size = width
         if crop_to is not None:
             self._refuse_enlarging(crop_to)
         self.fingerprint = hashlib.sha256(f"{crop_to} {stamp_of(files, folder)}".encode()).hexdigest()

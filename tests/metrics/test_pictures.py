@@ -136,6 +136,9 @@ def test_sizes(tmp_path):
     with pytest.raises(MarcliError, match=r"c\.png is 16x12 pixels, but a\.png is 16 wide.*--image-size"):
         source.read([0, 1, 2])
     assert open_pictures(str(folder), image_size=8).read([2]).shape == (1, 3, 8, 8)
+    Image.new("RGB", (16, 12)).save(folder / "0.png")
+    with pytest.raises(MarcliError, match=r"0\.png is 16x12 pixels, and pictures must be square: --image-size crops"):
+        open_pictures(str(folder), image_size=None)
     with pytest.raises(UsageError, match="at most 16 pixels wide, but 32 are needed"):
         open_pictures(str(folder), image_size=32)
 
@@ -182,3 +185,10 @@ def test_files_that_are_no_archives(tmp_path):
         open_pictures(str(tmp_path / "y.npz"), image_size=None)
     with pytest.raises(UsageError, match="There is no file"):
         open_pictures(str(tmp_path / "z.npz"), image_size=None)
+
+
+@pytest.mark.parametrize("image_size", [None, 8])
+def test_other_files_are_not_taken_for_data_sets(tmp_path, image_size):
+    np.save(tmp_path / "plain.npy", noise(2, 8))
+    with pytest.raises(UsageError, match=r"plain\.npy is no folder, npz or parquet file of pictures: give one"):
+        open_pictures(str(tmp_path / "plain.npy"), image_size=image_size)
