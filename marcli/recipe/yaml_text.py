@@ -44,6 +44,15 @@ class StrictLoader(yaml.SafeLoader):
             )
         return super().compose_node(parent, index)
 
+    def construct_scalar(self, node: yaml.Node) -> Any:
+        """Refuse a null byte: no path or name of the system can hold one, and each call would fail in its own words."""
+        value = super().construct_scalar(node)
+        if "\0" in value:
+            raise yaml.constructor.ConstructorError(
+                None, None, "the text holds a null byte, which no path or name can: remove it", node.start_mark
+            )
+        return value
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Refuse a key that comes twice or is not text; `<<` is a key like any other, hence unknown."""
         seen: set[str] = set()
