@@ -5,6 +5,7 @@ need when they run.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -84,6 +85,8 @@ def run(argv: Sequence[str]) -> int:
     words = words_at_home(argv)
     launching.COMMAND_LINE.set(tuple(words))
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries would bury the one sentence that says what to do
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # they would fill a log
     wait_briefly()
     args = words or ["--help"]
     return run_guarded(lambda: app(args, prog_name="marcli", standalone_mode=False), as_json="--json" in argv)

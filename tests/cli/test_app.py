@@ -1,11 +1,16 @@
 """The command line as scripts see it: help, version, exit codes, no torch before it is needed."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from marcli import __version__
 from marcli.cli.app import EXAMPLES, run
@@ -57,6 +62,20 @@ def test_threads_that_wait_leave_a_busy_machine_to_others(load: float, environme
     settings = inherited | environment | {"OMP_DISPLAY_ENV": "verbose"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=settings)
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
+
+
+def test_bars_of_datasets_are_for_a_terminal(tmp_path: Path) -> None:
+    pictures = []
+    for level in range(3):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), (level,) * 3).save(buffer, format="PNG")
+        pictures.append(buffer.getvalue())
+    pq.write_table(pa.table({"image": pictures}), tmp_path / "x.parquet")
+    command = [sys.executable, "-m", "marcli", "tokenize", tmp_path / "x.parquet", "--tokenizer", "pixels", "--dry-run"]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
+    environment.pop("HF_DATASETS_DISABLE_PROGRESS_BARS", None)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == ""
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
