@@ -5,6 +5,7 @@ is a star, and every point carries its step count.
 """
 
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +96,8 @@ def swept_series(measurements: Sequence[Measurement], key: str) -> dict[str, lis
 @contextmanager
 def picture(path: Path, conditions: str) -> "Iterator[Axes]":
     """Empty axes in the style of all pictures; on leaving they get ticks, legend and small print, and are written."""
+    # Where the home cannot be written it takes a temporary folder, and would say so in two long lines.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
 
     matplotlib.use("Agg")

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -272,6 +275,18 @@ def test_long_names_are_not_cut(tmp_path, systems):
     with Image.open(tmp_path / "tradeoff.png") as picture:
         edges = np.asarray(picture.convert("L"))[:, [0, 1, 2, -3, -2, -1]]
     assert edges.min() == 255
+
+
+def test_a_home_that_cannot_be_written_is_not_worth_a_line(tmp_path):
+    (tmp_path / "file").touch()
+    code = (
+        "import sys; from pathlib import Path; from marcli.bench.plot import picture\n"
+        "with picture(Path(sys.argv[1]), 'made up') as axes: axes.plot([1, 2], [1, 2], label='a')"
+    )
+    environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "file" / "below")}
+    command = [sys.executable, "-c", code, str(tmp_path / "x.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == "" and (tmp_path / "x.png").exists()
 
 
 def test_a_picture_that_cannot_be_written_whole_leaves_the_one_before(tmp_path, monkeypatch):
