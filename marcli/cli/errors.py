@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from marcli.runtime.launch import report_exit
 from marcli.runtime.stop import stop_at_once
 
 DONE, FAILED, WRONG_USAGE, STOPPED = 0, 1, 2, 75
+SECONDS_FOR_THE_FIRST = 5.0
 
 WHEN_OS_SAYS = {
     errno.ENOSPC: "The disk is full at {place}: make room, or write elsewhere; what was complete before is intact",
@@ -55,8 +57,11 @@ def run_guarded(command: Callable[[], int | None], *, as_json: bool) -> int:
             traceback.print_exc()
         sentence, code = explain_error(error)
     is_echo = code in (WRONG_USAGE, STOPPED) and os.environ.get("RANK", "0") != "0"
-    if not report_exit(code, sentence) and sentence and not is_echo:
-        _print_failure(sentence, code, as_json=as_json)
+    if not report_exit(code, sentence) and sentence:
+        if is_echo and code == WRONG_USAGE:  # torchrun ends all once one has ended, even the one about to say it
+            time.sleep(SECONDS_FOR_THE_FIRST)
+        elif not is_echo:
+            _print_failure(sentence, code, as_json=as_json)
     return code
 
 

@@ -60,13 +60,16 @@ def test_cause_counts_and_brackets_are_printed_as_they_are(capsys: pytest.Captur
     assert "The disk is full at /x/[bold]" in captured.err and captured.out == ""
 
 
-def test_other_ranks_do_not_repeat_a_sentence(monkeypatch, capsys) -> None:
+def test_other_ranks_do_not_repeat_a_sentence_and_leave_the_first_time_to_say_it(monkeypatch, capsys) -> None:
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+
     def fail() -> None:
         raise UsageError("Wrong key.")
 
     monkeypatch.setenv("RANK", "1")
     assert run_guarded(fail, as_json=True) == 2
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "") and slept == [5.0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
