@@ -7,6 +7,7 @@ need when they run.
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -75,9 +76,18 @@ def wait_briefly() -> None:
     By default they spin for milliseconds and keep a core from the very thread they wait for: beside four busy programs,
     sampling small pictures on two cores took three times as long. On a quiet machine it is spinning that is faster.
     """
-    is_busy = os.getloadavg()[0] > (os.cpu_count() or 1) / 2
+    if sys.platform != "linux":
+        return
+    # The load alone may be that of a command which has just ended, what runs now that of one which is starting.
+    is_busy = min(os.getloadavg()[0], others_running()) > (os.cpu_count() or 1) / 2
     if is_busy and "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # what libgomp itself takes where it knows of the others
+
+
+def others_running() -> int:
+    """Threads beside this one that run on this Linux machine now, or could."""
+    running = Path("/proc/loadavg").read_text().split()[3].partition("/")[0]
+    return int(running) - 1
 
 
 def run(argv: Sequence[str]) -> int:

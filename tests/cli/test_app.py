@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from marcli import __version__
-from marcli.cli.app import EXAMPLES, run
+from marcli.cli.app import EXAMPLES, others_running, run
 
 COMMANDS = ["tokenize", "cache-latents", "train", "sample", "eval-fid", "bench"]
 
@@ -50,18 +51,39 @@ def test_heavy_packages_are_not_imported(argv: list[str]) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch has another OpenMP")
 @pytest.mark.parametrize(
-    ("load", "environment", "spins"),
-    [(1.1, {}, "1000"), (1.1, {"OMP_WAIT_POLICY": "active"}, "30000000000"), (0.9, {}, "300000")],
+    ("load", "others", "environment", "spins"),
+    [
+        (1.1, 2, {}, "1000"),
+        (1.1, 2, {"OMP_WAIT_POLICY": "active"}, "30000000000"),
+        (0.9, 2, {}, "300000"),
+        (1.9, 1, {}, "300000"),
+    ],
 )
-def test_threads_that_wait_leave_a_busy_machine_to_others(load: float, environment: dict[str, str], spins: str) -> None:
+def test_threads_that_wait_leave_a_busy_machine_to_others(
+    load: float, others: int, environment: dict[str, str], spins: str
+) -> None:
     code = (
         f"import os; os.cpu_count = lambda: 2; os.getloadavg = lambda: ({load}, 0.0, 0.0);"
-        "from marcli.cli.app import run; run(['--version'])"
+        f"from marcli.cli import app; app.others_running = lambda: {others}; app.run(['--version'])"
     )
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     settings = inherited | environment | {"OMP_DISPLAY_ENV": "verbose"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=settings)
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counted where it is used")
+def test_programs_that_never_wait_are_counted() -> None:
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        end = time.monotonic() + 60
+        while others_running() < 3 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert others_running() >= 3
+    finally:
+        for program in busy:
+            program.kill()
+            program.wait()
 
 
 def test_bars_of_datasets_are_for_a_terminal(tmp_path: Path) -> None:
