@@ -57,19 +57,21 @@ def launch(argv: Sequence[str], *, num_processes: int, module: str = "marcli") -
     handled = ["SIGTERM", "SIGINT", "SIGUSR1", "SIGQUIT", *([] if hangup_is_ignored() else ["SIGHUP"])]
     options += [f"--shutdown-timeout={SECONDS_TO_SAVE}", f"--signals-to-handle={','.join(handled)}"]
     with tempfile.TemporaryDirectory(prefix="marcli-launch-") as folder:
-        os.environ |= {REPORTS: folder, LAUNCHER: str(os.getpid())}
+        reports, logs = Path(folder, "reports"), Path(folder, "logs")  # torchrun would leave its logs' folder behind
+        reports.mkdir()
+        os.environ |= {REPORTS: str(reports), LAUNCHER: str(os.getpid())}
         try:
-            arguments = parse_args([*options, "-m", module])
+            arguments = parse_args([*options, f"--log-dir={logs}", "-m", module])
             arguments.training_script_args = list(argv)  # not parsed: --num would be taken for --numa-binding
             run(arguments)
         except ChildFailedError as failed:
             died = {rank: failure.exitcode for rank, failure in failed.failures.items()}
-            raise _worst(_read_reports(Path(folder)), num_processes, died) from None
+            raise _worst(_read_reports(reports), num_processes, died) from None
         except SignalException as stopped:
             if stopped.sigval == signal.SIGHUP:
                 leave_terminal()
             killed = dict.fromkeys(range(num_processes), -stopped.sigval)
-            raise _worst(_read_reports(Path(folder)), num_processes, killed) from None
+            raise _worst(_read_reports(reports), num_processes, killed) from None
         finally:
             del os.environ[REPORTS], os.environ[LAUNCHER]
 

@@ -64,14 +64,17 @@ def start(folder: Path, *rounds: str) -> subprocess.Popen[str]:
     (folder / "worker.py").write_text(WORKER)
     env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     env["PYTHONPATH"] = os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
+    env["TMPDIR"] = str(folder / "temporary")
+    Path(env["TMPDIR"]).mkdir()
     command = [sys.executable, "-c", PARENT, str(folder), *rounds]
     return subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_errors_are_the_workers_own(tmp_path: Path) -> None:
+def test_errors_are_the_workers_own_and_nothing_stays_behind(tmp_path: Path) -> None:
     out, err = start(tmp_path, *OUTCOMES).communicate(timeout=240)
     assert out.splitlines() == list(OUTCOMES.values())
     assert err == ""
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_signals_reach_all_workers_and_none_is_orphaned(tmp_path: Path) -> None:
@@ -120,7 +123,7 @@ def test_workers_save_and_stop_when_the_launcher_is_killed(tmp_path: Path) -> No
             time.sleep(0.05)
     finally:
         parent.kill()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while not all((tmp_path / f"stopped-{rank}").exists() for rank in (0, 1)):
         assert time.monotonic() < end
         time.sleep(0.05)
