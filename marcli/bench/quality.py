@@ -18,11 +18,12 @@ from marcli.errors import UsageError
 from marcli.metrics.evaluate import distance_name
 from marcli.metrics.features import Extractor, build_extractor
 from marcli.metrics.frechet import frechet_distance
-from marcli.metrics.references import Reference, open_reference
+from marcli.metrics.references import Reference, check_colour, open_reference
 from marcli.metrics.statistics import RunningMoments
 from marcli.recipe.data import Data
-from marcli.recipe.schema import Recipe
 from marcli.runtime.accelerator import Processes
+from marcli.sampling.evaluation import colours_of
+from marcli.sampling.system import System
 
 TINY_PIXELS = 16 * 16
 READERS = 2
@@ -50,10 +51,8 @@ class Judge:
         return bytes_held(network) if isinstance(network, nn.Module) else {}
 
     def features(self, images: Tensor) -> np.ndarray:
-        """Features of 8-bit pictures; raw pixels of grey pictures count once, not three times."""
-        features = self.extractor(images)
-        is_grey = self.extractor.name == "pixels" and images.shape[1] == 1
-        return features[:, : features.shape[1] // 3] if is_grey else features
+        """Features of 8-bit pictures; raw pixels of grey ones count once where the reference is grey, too."""
+        return self.extractor(images)[:, : self.reference.gaussian.dim]
 
 
 class Tally:
@@ -97,12 +96,13 @@ class Tally:
         return frechet_distance(total.gaussian(), self.judge.reference.gaussian)
 
 
-def build_judge(recipes: Sequence[Recipe], request: Request, processes: Processes) -> tuple[Judge | None, str]:
+def build_judge(systems: Sequence[System], request: Request, processes: Processes) -> tuple[Judge | None, str]:
     """Return who judges pictures of these trained systems, if anyone, and a line that says so.
 
     Tiny pictures are judged by their pixels against their own training set, larger ones only against a reference.
     Raises UsageError when quality was asked for and cannot be measured.
     """
+    recipes = [system.recipe for system in systems]
     if request.quality is False:
         return None, "Quality was not asked for."
     if not recipes:
@@ -117,6 +117,14 @@ def build_judge(recipes: Sequence[Recipe], request: Request, processes: Processe
     if request.inception is not None and features != "inception":
         raise UsageError(f"--inception is for --features inception, and here they are {features}: leave it out")
     judge = open_judge(features, request.reference or data, data.image_size, request.inception, processes)
+    if features == "pixels":
+        try:
+            for system in systems:
+                check_colour(judge.reference, colours_of(system))
+        except UsageError as error:
+            if request.quality or request.reference:
+                raise
+            return None, f"Only speed is measured. {error}"
     return judge, f"Quality: Frechet distance by {features} against {judge.reference.name}, ± its standard error."
 
 

@@ -40,7 +40,7 @@ def run_bench(
     device, precision = processes.device, processes.precision
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     entries, of_systems = load_entries(planned, request)
-    judge, quality = build_judge([entry.system.recipe for entry in entries if not entry.is_random], request, processes)
+    judge, quality = build_judge([entry.system for entry in entries if not entry.is_random], request, processes)
     machine = measure_machine(device, dtype)
     entries, of_time = fit_to_time(entries, request, machine)
     entries = [entry.on(device, dtype) for entry in entries]

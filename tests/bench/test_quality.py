@@ -54,3 +54,11 @@ def test_no_error_is_claimed_from_a_single_batch():
     tally = Tally(judge_of(pictures(0, 100)))
     tally.add(pictures(1, 50))
     assert tally.distance()[1] is None
+
+
+def test_a_grey_codebook_in_three_channels_is_judged_by_one():
+    real, made = pictures(0, 500), pictures(1, 330, shift=55)
+    in_one, in_three = Tally(judge_of(real)), Tally(judge_of(real))
+    in_one.add(made)
+    in_three.add(made.expand(-1, 3, -1, -1))
+    assert in_three.distance()[0] == pytest.approx(in_one.distance()[0], rel=1e-9)

@@ -28,6 +28,7 @@ from marcli.metrics.frechet import frechet_distance
 from marcli.metrics.pictures import open_pictures
 from marcli.metrics.statistics import gaussian_from_features
 from marcli.recipe.reader import read_recipe, write_recipe
+from marcli.runtime.accelerator import start_processes
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.engine.features import FeatureCache
 from marcli.sampling.generate import generate
@@ -167,7 +168,20 @@ def test_options_of_inception_need_inception():
     recipe = read_recipe("digits", [])
     asked = dataclasses.replace(plan_request(specs=("runs/digits",), batch_size=4), inception="inception.pt")
     with pytest.raises(UsageError, match="--inception is for --features inception, and here they are pixels"):
-        build_judge([recipe], asked, None)
+        build_judge([stand_in_system(recipe, seed=0)], asked, None)
+
+
+@pytest.mark.parametrize("wanted", [{"quality": True}, {"reference": "digits"}])
+def test_colours_are_not_judged_by_grey_pictures(wanted):
+    """Digits in three channels are grey, and random weights make colours of them."""
+    system = stand_in_system(read_recipe("debug/head_diffusion", ["data.channels=3"]), seed=0)
+    asked = plan_request(specs=("runs/digits",), batch_size=4)
+    processes = start_processes(precision="fp32", gpus="0")
+    judge, said = build_judge([system], asked, processes)
+    assert judge is None
+    assert said.startswith("Only speed is measured. The reference digits holds grey pictures only, and the samples are")
+    with pytest.raises(UsageError, match="the samples are in colour"):
+        build_judge([system], dataclasses.replace(asked, **wanted), processes)
 
 
 @pytest.mark.parametrize(
