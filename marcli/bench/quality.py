@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from marcli.bench.clock import bytes_held
 from marcli.bench.request import Request
-from marcli.errors import UsageError
+from marcli.errors import MarcliError, UsageError
 from marcli.metrics.evaluate import distance_name
 from marcli.metrics.features import Extractor, build_extractor
 from marcli.metrics.frechet import frechet_distance
@@ -116,15 +116,14 @@ def build_judge(systems: Sequence[System], request: Request, processes: Processe
     features = request.features or ("pixels" if is_tiny else "inception")
     if request.inception is not None and features != "inception":
         raise UsageError(f"--inception is for --features inception, and here they are {features}: leave it out")
-    judge = open_judge(features, request.reference or data, data.image_size, request.inception, processes)
-    if features == "pixels":
-        try:
-            for system in systems:
-                check_colour(judge.reference, colours_of(system))
-        except UsageError as error:
-            if request.quality or request.reference:
-                raise
-            return None, f"Only speed is measured. {error}"
+    try:
+        judge = open_judge(features, request.reference or data, data.image_size, request.inception, processes)
+        for system in systems if features == "pixels" else ():
+            check_colour(judge.reference, colours_of(system))
+    except MarcliError as error:
+        if request.quality or request.reference:
+            raise
+        return None, f"Only speed is measured. {error}"
     return judge, f"Quality: Frechet distance by {features} against {judge.reference.name}, ± its standard error."
 
 

@@ -138,7 +138,7 @@ def open_hub(data: Data, *, labelled: bool) -> ColumnPictures:
             table = datasets.load_dataset(data.path, split=data.split)
     except Exception as error:  # the hub client raises a dozen unrelated classes
         raise UsageError(
-            f"data.path {data.path!r} is no file or folder here, and could not be fetched as a hub data set of split "
+            f"{data.path!r} is no file or folder here, and could not be fetched as a hub data set of split "
             f"{data.split!r} ({_first_line(error)}): check the name and the network, or download it and give the folder"
         ) from None
     return _pictures(table, data, place=data.path, labelled=labelled)

@@ -10,6 +10,8 @@ Decided here, once, for every command:
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,43 +43,40 @@ def decode_square(encoded: bytes | Path, *, image_size: int, channels: int) -> n
         BrokenImageError: not a picture, truncated, too large, or of a mode without a defined range
         OSError, MemoryError: the machine failed, not the picture
     """
-    content = encoded if isinstance(encoded, bytes) else _content(encoded)
-    try:
+    with _reasons():
+        content = encoded if isinstance(encoded, bytes) else encoded.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
             if width * height > PIXEL_LIMIT:
                 raise BrokenImageError(f"{width}x{height} pixels is more than the limit of {PIXEL_LIMIT:,}")
             image.load()
-            square = center_crop(convert(image, channels), image_size)
+            array = np.asarray(center_crop(convert(image, channels), image_size))
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def picture_size(encoded: bytes | Path) -> tuple[int, int, int]:
+    """Return a picture's width and height in pixels and its channels, 1 for grey ones; raises as `decode_square`."""
+    with _reasons(), Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+        return *image.size, 1 if image.mode in ("1", "L") or image.mode.startswith("I") else 3
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Raise BrokenImageError with the reason for what is wrong with a picture, and let pass what is with a disk."""
+    try:
+        yield
     except UnidentifiedImageError:
         raise BrokenImageError("not an image file that Pillow knows") from None
     except Image.DecompressionBombError:
         raise BrokenImageError(f"more pixels than the limit of {PIXEL_LIMIT:,}") from None
-    except BROKEN as error:
-        if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have none
-            raise
-        raise BrokenImageError(str(error) or type(error).__name__) from None
-    array = np.asarray(square)
-    return array[None] if channels == 1 else array.transpose(2, 0, 1)
-
-
-def _content(file: Path) -> bytes:
-    """Return a file's bytes, so that what is wrong with a disk is not taken for what is wrong with a picture."""
-    try:
-        return file.read_bytes()
     except FileNotFoundError:
         raise BrokenImageError("the file does not exist") from None
     except IsADirectoryError:
         raise BrokenImageError("a folder, not a file") from None
-
-
-def picture_size(encoded: bytes | Path) -> tuple[int, int]:
-    """Return a picture's short side in pixels and its channels, 1 for grey ones; raises BrokenImageError."""
-    try:
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
-            return min(image.size), 1 if image.mode in ("1", "L") or image.mode.startswith("I") else 3
-    except (*BROKEN, Image.DecompressionBombError) as error:
-        raise BrokenImageError(str(error)) from None
+    except BROKEN as error:
+        if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have none
+            raise
+        raise BrokenImageError(str(error) or type(error).__name__) from None
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:

@@ -88,8 +88,8 @@ class ImageSet:
             name = self.name(index)
             if self._on_broken == "fail":
                 raise MarcliError(
-                    f"{name} cannot be read ({error}): repair or remove it; "
-                    "training leaves it out with data.on_broken=skip"
+                    f"{name} cannot be read ({error}): repair or remove it; training leaves it out with "
+                    "data.on_broken=skip, a score never does"
                 ) from None
             with self._naming:
                 is_known = index in self._broken
@@ -242,7 +242,8 @@ def native_size(data: Data) -> tuple[int, int]:
     pictures = open_images(data, labelled=False)._pictures
     for index in range(len(pictures.labels)):
         try:
-            return picture_size(pictures.encoded(index))
+            width, height, channels = picture_size(pictures.encoded(index))
+            return min(width, height), channels
         except BrokenImageError:
             continue
     raise MarcliError(f"none of the images in {data.path!r} can be read: check data.path")

@@ -5,7 +5,6 @@ its name, because a score of "nearly all" pictures is not a score.
 """
 
 import hashlib
-import io
 import math
 import os
 import re
@@ -20,10 +19,9 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.lib import format as npy
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from marcli.data.crop import BrokenImageError, decode_square
+from marcli.data.crop import BrokenImageError, decode_square, picture_size
 from marcli.data.images import ImageSet, open_images
 from marcli.data.listing import EXTENSIONS, files_under, is_parquet
 from marcli.errors import MarcliError, UsageError
@@ -120,7 +118,7 @@ def stamp_of(files: Iterable[Path], root: Path) -> str:
     """Return a hash of names, sizes and times of change: whatever rewrites a file changes it, without reading any."""
     digest = hashlib.sha256()
     for path in files:
-        status = path.stat()
+        status = path.stat() if path.exists() else path.lstat()  # a link to nothing is found when it is read
         digest.update(os.fsencode(path.relative_to(root)))
         digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
@@ -132,7 +130,7 @@ class FolderPictures:
     def __init__(self, folder: Path, files: list[Path], *, crop_to: int | None) -> None:
         self.name, self._files, self._crop_to = str(folder), files, crop_to
         self.mixed = all(path.parent == folder and SAMPLE_NAME.fullmatch(path.name) for path in files)
-        width, height = (crop_to, crop_to) if crop_to else self._native_size(files[0], files[0].read_bytes())
+        width, height = (crop_to, crop_to) if crop_to else size_of(files[0])
         if width != height:
             raise MarcliError(
                 f"{files[0]} is {width}x{height} pixels, and pictures must be square: --image-size crops all of them "
@@ -151,38 +149,38 @@ class FolderPictures:
         return torch.from_numpy(np.stack([self._picture(self._files[index]) for index in indices]))
 
     def _picture(self, path: Path) -> np.ndarray:
-        encoded = path.read_bytes()
         if self._crop_to is None:
-            width, height = self._native_size(path, encoded)
+            width, height = size_of(path)
             if width != height or width != self.image_size:
                 raise MarcliError(
                     f"{path} is {width}x{height} pixels, but {self._files[0].name} is {self.image_size} wide: one set "
                     "must be square and of one size. --image-size crops all pictures as training does."
                 )
         try:
-            return decode_square(encoded, image_size=self.image_size, channels=3)
+            return decode_square(path, image_size=self.image_size, channels=3)
         except BrokenImageError as error:
             raise broken(path, error) from None
 
     def _refuse_enlarging(self, crop_to: int) -> None:
         """Raise UsageError when even the largest of 16 pictures is smaller than the crop."""
         some = self._files[:: max(1, len(self._files) // 16)]
-        largest = max(min(self._native_size(path, path.read_bytes())) for path in some)
+        largest = max(min(size_of(path)) for path in some)
         if largest < crop_to:
             raise UsageError(
                 f"The pictures in {self.name} are at most {largest} pixels wide, but {crop_to} are needed: "
                 "enlarged pictures would be measured, not these. Take a set of that resolution."
             )
 
-    def _native_size(self, path: Path, encoded: bytes) -> tuple[int, int]:
-        try:
-            with Image.open(io.BytesIO(encoded)) as image:
-                return image.size
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise broken(path, error) from None
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Return width and height of a picture; raises MarcliError for a broken one."""
+    try:
+        return picture_size(path)[:2]
+    except BrokenImageError as error:
+        raise broken(path, error) from None
 
 
-def broken(path: Path, error: Exception) -> MarcliError:
+def broken(path: Path, error: BrokenImageError) -> MarcliError:
     """The sentence about a picture that cannot be read."""
     return MarcliError(f"{path} cannot be read ({error}): repair or remove it; no score leaves a picture out.")
 

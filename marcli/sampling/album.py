@@ -94,7 +94,7 @@ def write_grid(images: UInt8[Tensor, "batch channels height width"], path: Path,
 def read_picture(path: Path) -> UInt8[np.ndarray, "side side channels"]:
     """Read back one picture; raises MarcliError when it is damaged."""
     try:
-        side, channels = picture_size(path)
+        side, _, channels = picture_size(path)
         return decode_square(path, image_size=side, channels=channels).transpose(1, 2, 0)
     except BrokenImageError as error:
         raise MarcliError(f"{path} is damaged ({error}): remove it, and the same command makes it again") from None

@@ -48,7 +48,8 @@ class KMeansTokenizer(Tokenizer):
         codes = len(self.codebook)
         if len(points) < codes:
             raise MarcliError(
-                f"the images have only {len(points)} different patches for {codes} codes: lower tokenizer.codebook_size"
+                f"the images have only {len(points)} different patches for {codes} codes: lower the tokenizer's "
+                "codebook_size"
             )
         seed %= 2**32  # all that scikit-learn takes
         if len(points) * codes <= FULL_DISTANCES:

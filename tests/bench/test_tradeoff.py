@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import itertools
 import json
+import re
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from marcli.bench.roofline import Machine
 from marcli.bench.stand_in import random_tokenizer, stand_in_system
 from marcli.bench.tradeoff import engines_for
 from marcli.cli.app import run
-from marcli.errors import UsageError
+from marcli.errors import MarcliError, UsageError
 from marcli.metrics.features import pixel_extractor
 from marcli.metrics.frechet import frechet_distance
 from marcli.metrics.pictures import open_pictures
@@ -169,6 +170,17 @@ def test_options_of_inception_need_inception():
     asked = dataclasses.replace(plan_request(specs=("runs/digits",), batch_size=4), inception="inception.pt")
     with pytest.raises(UsageError, match="--inception is for --features inception, and here they are pixels"):
         build_judge([stand_in_system(recipe, seed=0)], asked, None)
+
+
+def test_a_broken_training_picture_costs_the_quality_and_not_the_bench(tmp_path):
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    recipe = read_recipe("debug/head_diffusion", [f"data.path={tmp_path}", "data.num_classes=1"])
+    asked = plan_request(specs=("runs/digits",), batch_size=4)
+    processes, systems = start_processes(precision="fp32", gpus="0"), [stand_in_system(recipe, seed=0)]
+    judge, said = build_judge(systems, asked, processes)
+    assert judge is None and re.match(r"Only speed is measured\. .*1\.png cannot be read", said)
+    with pytest.raises(MarcliError, match=r"1\.png cannot be read"):
+        build_judge(systems, dataclasses.replace(asked, quality=True), processes)
 
 
 @pytest.mark.parametrize("wanted", [{"quality": True}, {"reference": "digits"}])

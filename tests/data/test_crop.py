@@ -1,6 +1,9 @@
 """One picture to one square: geometry, colour modes, and what is refused."""
 
+import errno
 import io
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +127,31 @@ def test_a_reader_that_lacks_a_word_has_a_reason() -> None:
 def test_a_missing_file_has_a_reason(tmp_path) -> None:
     with pytest.raises(BrokenImageError, match="does not exist"):
         decode_square(tmp_path / "gone.png", image_size=8, channels=3)
+    with pytest.raises(BrokenImageError, match="does not exist"):
+        picture_size(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_size_that_cannot_be_read_has_a_reason(tmp_path, as_file) -> None:
+    (tmp_path / "page.png").write_bytes(b"<html>not found</html>")
+    with pytest.raises(BrokenImageError, match=r"^not an image file that Pillow knows$"):
+        picture_size(tmp_path / "page.png" if as_file else b"<html>not found</html>")
+
+
+@pytest.mark.parametrize("read", [picture_size, partial(decode_square, image_size=8, channels=3)])
+def test_what_is_wrong_with_a_disk_is_not_wrong_with_a_picture(tmp_path, monkeypatch, read) -> None:
+    def fail(*given, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("builtins.open", fail)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        read(tmp_path / "1.png")
+
+
+def test_a_size_is_width_height_and_channels() -> None:
+    assert picture_size(encoded(noise(12, 7))) == (12, 7, 3)
+    assert picture_size(encoded(Image.new("I;16", (5, 4)))) == (5, 4, 1)
 
 
 def test_a_picture_with_too_many_pixels_is_refused_before_decoding(monkeypatch) -> None:

@@ -143,12 +143,26 @@ def test_sizes(tmp_path):
         open_pictures(str(folder), image_size=32)
 
 
+def test_a_link_to_nothing_among_the_training_pictures_is_named(tmp_path):
+    folder = write_folder(tmp_path / "some", noise(2, 8), ["a.png", "b.png"])
+    (folder / "c.png").symlink_to("nowhere.png")
+    pictures = training_pictures(Data(path=str(folder), image_size=8, num_classes=1))
+    assert len(pictures.read([0, 1])) == 2
+    with pytest.raises(MarcliError, match=r"c\.png cannot be read \(the file does not exist\): .* a score never does"):
+        pictures.read([2])
+
+
 def test_broken_and_missing_pictures_are_named(tmp_path):
     folder = write_folder(tmp_path / "some", noise(2, 64), ["a.png", "b.png"])
     whole = (folder / "b.png").read_bytes()
     (folder / "b.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(MarcliError, match=r"b\.png cannot be read .*no score leaves a picture out"):
         open_pictures(str(folder), image_size=None).read([0, 1])
+    (folder / "b.png").unlink()
+    (folder / "b.png").symlink_to("nowhere.png")
+    for size in (None, 8):
+        with pytest.raises(MarcliError, match=r"b\.png cannot be read \(the file does not exist\)"):
+            open_pictures(str(folder), image_size=size).read([0, 1])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="empty holds no images"):
         open_pictures(str(tmp_path / "empty"), image_size=None)

@@ -52,7 +52,7 @@ def test_more_codes_reconstruct_digits_better_and_latents_decode_like_codes() ->
 
 def test_fewer_patches_than_codes_is_said_in_words() -> None:
     images = ArrayImages(np.zeros((9, 1, 8, 8), np.uint8), np.zeros(9), class_names=None)
-    with pytest.raises(MarcliError, match=r"only 1 different patches for 4 codes: lower tokenizer.codebook_size"):
+    with pytest.raises(MarcliError, match=r"only 1 different patches for 4 codes: lower the tokenizer's codebook_size"):
         tokenizer_for(4).fit(images, seed=0)
 
 
