@@ -5,6 +5,8 @@ All processes carry it out together; the main one gets the lines and the record 
 
 from pathlib import Path
 
+import numpy as np
+
 from marcli.cli.eval_report import write_report
 from marcli.cli.eval_request import EvalRequest, check_reference, results_folder
 from marcli.cli.output import print_intent, print_plan
@@ -12,7 +14,7 @@ from marcli.errors import UsageError
 from marcli.metrics.collect import collect_pictures
 from marcli.metrics.evaluate import PAPER_NUM, score_features
 from marcli.metrics.features import Extractor, build_extractor, check_features
-from marcli.metrics.pictures import PictureSource, chosen_indices, count_stored, open_pictures, training_pictures
+from marcli.metrics.pictures import PictureSource, chosen_indices, open_pictures, training_pictures
 from marcli.metrics.references import check_colour, measure, open_reference, write_statistics
 from marcli.recipe.reader import read_recipe
 from marcli.runtime.accelerator import Processes
@@ -72,10 +74,20 @@ def plan_run(request: EvalRequest, *, as_json: bool) -> None:
 
 def carry_out(request: EvalRequest, team: Processes) -> Ending:
     """Do what was asked for."""
-    if request.images is not None:
-        check_enough(request.images)
+    if request.mode == "run":
+        return measure_run(request, extractor_of(request, team), team)
+    source = open_existing(request)
+    indices = chosen_indices(source, request.num)  # what is wrong with them is said before a network is loaded
+    extractor = extractor_of(request, team)
+    if request.mode == "statistics":
+        return make_statistics(source, request, extractor, team)
+    return measure_pictures(source, indices, request, extractor, team)
+
+
+def extractor_of(request: EvalRequest, team: Processes) -> Extractor:
+    """Load the feature network."""
     with team.main_first():
-        extractor = build_extractor(
+        return build_extractor(
             request.features,
             protocol=request.protocol,
             inception=request.inception,
@@ -83,24 +95,10 @@ def carry_out(request: EvalRequest, team: Processes) -> Ending:
             feature_weights=request.feature_weights,
             device=team.device,
         )
-    match request.mode:
-        case "statistics":
-            return make_statistics(request, extractor, team)
-        case "pictures":
-            return measure_pictures(request, extractor, team)
-        case "run":
-            return measure_run(request, extractor, team)
 
 
-def check_enough(images: str) -> None:
-    """Raise UsageError for a single picture, before a network or a reference is loaded for it."""
-    if count_stored(images) == 1:
-        raise UsageError(f"--images {images} holds one picture, and statistics need at least 2: give more pictures.")
-
-
-def make_statistics(request: EvalRequest, extractor: Extractor, team: Processes) -> Ending:
+def make_statistics(source: PictureSource, request: EvalRequest, extractor: Extractor, team: Processes) -> Ending:
     """Write the statistics of a folder, an npz, a data set, or the data of a recipe or run."""
-    source = open_existing(request)
     reference = measure(source, extractor, num=request.num, processes=team, workers=READERS)
     if reference is None:
         return [], {}
@@ -111,11 +109,11 @@ def make_statistics(request: EvalRequest, extractor: Extractor, team: Processes)
     return lines, {"stats": path, "description": beside, **reference.record()}
 
 
-def measure_pictures(request: EvalRequest, extractor: Extractor, team: Processes) -> Ending:
-    """Measure pictures that exist."""
-    source = open_existing(request)
+def measure_pictures(
+    source: PictureSource, indices: np.ndarray, request: EvalRequest, extractor: Extractor, team: Processes
+) -> Ending:
+    """Measure these of the pictures that exist."""
     size = source.image_size
-    indices = chosen_indices(source, request.num)
     against = open_reference(request.reference, extractor, image_size=size, processes=team, workers=READERS)
     if against is not None and extractor.name == "pixels":
         check_colour(against, source.read(indices[:: -(-len(indices) // LOOKED_AT)].tolist()))

@@ -11,7 +11,6 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -84,8 +83,10 @@ def training_pictures(data: Data) -> "DataSetPictures":
 
 
 def chosen_indices(source: PictureSource, num: int | None) -> np.ndarray:
-    """Return which `num` pictures count (None: all); raises UsageError when there are fewer."""
+    """Return which `num` pictures count (None: all); raises UsageError when there are fewer, or a single one."""
     total = len(source)
+    if total < 2:
+        raise UsageError(f"{source.name} holds one picture, and statistics need at least 2: give more pictures.")
     if num is None or num == total:
         return np.arange(total)
     if num > total:
@@ -102,16 +103,6 @@ def list_images(folder: Path) -> list[Path]:
     if (folder / "samples.json").is_file():
         files = [path for path in files if SAMPLE_NAME.fullmatch(path.name)]
     return files
-
-
-def count_stored(place: str) -> int | None:
-    """Return how many pictures a folder or an npz holds, without reading any; None where only opening it tells."""
-    path = at_home(place)
-    if path.is_dir():
-        return len(list_images(path)) or None
-    with suppress(*BAD_ARCHIVE, KeyError, IndexError), zipfile.ZipFile(path) as archive:
-        return read_header(archive, "arr_0")[0][0]
-    return None
 
 
 def stamp_of(files: Iterable[Path], root: Path) -> str:

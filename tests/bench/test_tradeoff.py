@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from marcli.bench.baseline import FORMAT, judged_images
@@ -173,6 +174,7 @@ def test_options_of_inception_need_inception():
 
 
 def test_a_broken_training_picture_costs_the_quality_and_not_the_bench(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     (tmp_path / "1.png").write_bytes(b"no picture")
     recipe = read_recipe("debug/head_diffusion", [f"data.path={tmp_path}", "data.num_classes=1"])
     asked = plan_request(specs=("runs/digits",), batch_size=4)

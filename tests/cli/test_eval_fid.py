@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -120,9 +122,12 @@ def test_a_single_picture_is_refused_before_a_network_is_loaded(given, tmp_path,
     (tmp_path / "one").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "one" / "0.png")
     np.savez(tmp_path / "one.npz", arr_0=np.zeros((1, 8, 8, 3), dtype=np.uint8))
-    for images in ("one", "one.npz"):
-        assert run(["eval-fid", "--images", images, *given, "--gpus", "0"]) == 2
-        assert f"--images {images} holds one picture, and statistics need at least 2" in capsys.readouterr().err
+    picture = (tmp_path / "one" / "0.png").read_bytes()
+    pq.write_table(pa.table({"image": [picture]}), tmp_path / "one.parquet")
+    for images in ("one", "one.npz", "one.parquet"):
+        size = ["--image-size", "8"] if images == "one.parquet" else []
+        assert run(["eval-fid", "--images", images, *given, *size, "--gpus", "0"]) == 2
+        assert f"{images} holds one picture, and statistics need at least 2" in capsys.readouterr().err
 
 
 def test_places_that_cannot_be_written_are_noticed_before_anything_is_measured(run_folder, tmp_path, monkeypatch):
