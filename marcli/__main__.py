@@ -1,12 +1,16 @@
 """`python -m marcli`, the console script, and what `torchrun -m marcli` starts."""
 
+import signal
 import sys
-
-from marcli.cli.app import run
 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules load Ctrl-C ends the process without a traceback
+
+    from marcli.cli.app import run
+
     sys.exit(run(sys.argv[1:]))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from marcli.errors import UNEXPECTED, MarcliError, StoppedError, UsageError
-from marcli.runtime.stop import hangup_is_ignored, leave_terminal
+from marcli.runtime.stop import hangup_is_ignored, leave_terminal, stopped_by
 
 REPORTS = "MARCLI_REPORTS"
 LAUNCHER = "MARCLI_LAUNCHER"
@@ -70,8 +70,10 @@ def launch(argv: Sequence[str], *, num_processes: int, module: str = "marcli") -
         except SignalException as stopped:
             if stopped.sigval == signal.SIGHUP:
                 leave_terminal()
-            killed = dict.fromkeys(range(num_processes), -stopped.sigval)
-            raise _worst(_read_reports(reports), num_processes, killed) from None
+            said = _read_reports(reports)
+            for rank in set(range(num_processes)) - set(said):  # it had not even begun
+                said[rank] = {"code": STOPPED, "sentence": str(stopped_by(signal.Signals(stopped.sigval).name))}
+            raise _worst(said, num_processes, {}) from None
         finally:
             del os.environ[REPORTS], os.environ[LAUNCHER]
 

@@ -27,7 +27,7 @@ log = logging.getLogger("marcli")
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the lock file `path`; raises MarcliError at once, naming pid and host, when another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with path.open("a+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

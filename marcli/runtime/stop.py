@@ -62,7 +62,7 @@ def stop_at_once() -> Iterator[None]:
         yield
     except Exception as error:
         if _arrived:
-            raise _stopped() from error
+            raise stopped_by(_arrived[0]) from error
         raise
     finally:
         restore(previous)
@@ -104,8 +104,9 @@ def leave_terminal() -> None:
 
 def _stop_now(signal_name: str) -> None:
     _arrived.append(signal_name)
-    raise _stopped()
+    raise stopped_by(_arrived[0])
 
 
-def _stopped() -> StoppedError:
-    return StoppedError(f"Stopped by {_arrived[0]}: what was written before is complete; give the same command again")
+def stopped_by(signal_name: str) -> StoppedError:
+    """The end of a command that was asked to stop where there was nothing to finish."""
+    return StoppedError(f"Stopped by {signal_name}: what was written before is complete; give the same command again")

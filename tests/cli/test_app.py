@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -131,3 +132,18 @@ def test_wrong_usage(argv: list[str], words: str, capsys: pytest.CaptureFixture[
 def test_python_m_marcli_ends_with_the_exit_code() -> None:
     done = subprocess.run([sys.executable, "-m", "marcli", "nope"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_an_interruption_while_modules_load_leaves_no_traceback():
+    code = """
+import os, signal, sys
+from marcli.__main__ import main
+class Interrupting:
+    def find_spec(self, name, *rest):
+        if name == "marcli.cli.app":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")

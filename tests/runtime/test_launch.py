@@ -34,6 +34,7 @@ if code == "go":
         time.sleep(0.05)
     code = "0"
 if code == "wait":
+    (folder / f"pid-{rank}").write_text(str(os.getpid()))
     time.sleep(600)
 if code == "-9":
     os.kill(os.getpid(), 9)
@@ -95,6 +96,20 @@ def test_signals_reach_all_workers_and_none_is_orphaned(tmp_path: Path) -> None:
                 with pytest.raises(ProcessLookupError):
                     os.kill(worker, 0)
         assert parent.wait(timeout=60) == 0 and parent.stderr.read() == ""
+    finally:
+        parent.kill()
+
+
+def test_workers_that_had_not_begun_when_asked_to_stop_were_stopped(tmp_path: Path) -> None:
+    parent = start(tmp_path, "wait,wait")
+    try:
+        while not all((tmp_path / f"pid-{rank}").is_file() for rank in (0, 1)):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        parent.send_signal(signal.SIGINT)
+        assert parent.stdout.readline().startswith(
+            "StoppedError Stopped by SIGINT: what was written before is complete"
+        )
     finally:
         parent.kill()
 

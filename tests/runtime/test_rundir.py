@@ -71,9 +71,10 @@ def test_lock_left_by_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             pass
 
 
-def test_lock_removes_leftovers_and_survives_a_torn_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [b'{"pid": ', b"\xe9\x9a"])
+def test_lock_removes_leftovers_and_survives_a_torn_text(tmp_path: Path, text: bytes) -> None:
     run = RunDir(tmp_path)
-    run.lock_path.write_text('{"pid": ')
+    run.lock_path.write_bytes(text)
     run.checkpoints.mkdir()
     (run.checkpoints / ".step-2.partial-9").mkdir()
     with run.lock():
