@@ -48,21 +48,31 @@ def run_guarded(command: Callable[[], int | None], *, as_json: bool) -> int:
     One of several processes leaves the printing to the one that launched it, so that a sentence comes once.
     With `as_json` a failure, too, ends standard output with one JSON object. MARCLI_TRACEBACK=1 adds the traceback.
     """
+
+    def end_at_once(stopped: StoppedError) -> None:
+        _tell(str(stopped), STOPPED, as_json=as_json)
+        os._exit(STOPPED)
+
     sentence = ""
     try:
-        with stop_at_once():
+        with stop_at_once(when_deaf=end_at_once):
             code = command() or DONE
     except (Exception, KeyboardInterrupt, StoppedError) as error:
         if os.environ.get("MARCLI_TRACEBACK") == "1":
             traceback.print_exc()
         sentence, code = explain_error(error)
+    _tell(sentence, code, as_json=as_json)
+    return code
+
+
+def _tell(sentence: str, code: int, *, as_json: bool) -> None:
+    """Tell the launcher, or else the user, how this process ends."""
     is_echo = code in (WRONG_USAGE, STOPPED) and os.environ.get("RANK", "0") != "0"
     if not report_exit(code, sentence) and sentence:
         if is_echo and code == WRONG_USAGE:  # torchrun ends all once one has ended, even the one about to say it
             time.sleep(SECONDS_FOR_THE_FIRST)
         elif not is_echo:
             _print_failure(sentence, code, as_json=as_json)
-    return code
 
 
 def explain_error(error: BaseException) -> tuple[str, int]:

@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -15,6 +16,7 @@ from types import FrameType, TracebackType
 from marcli.errors import StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+SECONDS_TO_HEAR = 10.0  # of a signal; in C code, which may wait for other processes, Python's handlers do not run
 _arrived: list[str] = []  # signals that `stop_at_once` raised for, should a library lose what was raised
 
 
@@ -47,8 +49,10 @@ class StopRequest:
 
 
 @contextmanager
-def stop_at_once() -> Iterator[None]:
+def stop_at_once(when_deaf: Callable[[StoppedError], None]) -> Iterator[None]:
     """Raise StoppedError wherever a signal arrives, outside a StopRequest: nothing half-done is worth finishing there.
+
+    Where it is not over ten seconds later, `when_deaf` is called in a thread, to say so and end the process.
 
     Whatever commands write is complete or absent, so there is nothing to save. Code that an exception cannot leave (a
     destructor, a callback from C) swallows it: then a later StopRequest is asked to stop at once, and any error after
@@ -59,7 +63,8 @@ def stop_at_once() -> Iterator[None]:
         return
     previous = handle_with(_stop_now)
     try:
-        yield
+        with _watched(when_deaf):
+            yield
     except Exception as error:
         if _arrived:
             raise stopped_by(_arrived[0]) from error
@@ -67,6 +72,35 @@ def stop_at_once() -> Iterator[None]:
     finally:
         restore(previous)
         _arrived.clear()
+
+
+@contextmanager
+def _watched(when_deaf: Callable[[StoppedError], None]) -> Iterator[None]:
+    """Let a thread learn of the signals that the handlers installed now are for, whatever the main thread is doing."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    arriving, here = os.pipe()
+    os.set_blocking(here, False)
+    before = signal.set_wakeup_fd(here, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(arriving, handlers, when_deaf), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(here)
+
+
+def _watch(arriving: int, handlers: dict[signal.Signals, object], when_deaf: Callable[[StoppedError], None]) -> None:
+    """Call `when_deaf` for a signal whose handler was and still is one of `handlers`; end with the pipe."""
+
+    def is_ours(number: int) -> bool:
+        return number in handlers and signal.getsignal(number) is handlers[number] is not signal.SIG_IGN
+
+    with open(arriving, "rb", buffering=0) as numbers:
+        while number := numbers.read(1):
+            if is_ours(number[0]):
+                time.sleep(SECONDS_TO_HEAR)
+                if is_ours(number[0]):
+                    when_deaf(stopped_by(signal.Signals(number[0]).name))
 
 
 def hangup_is_ignored() -> bool:

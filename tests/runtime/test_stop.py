@@ -36,6 +36,38 @@ def test_a_signal_during_an_import_stops_the_command(module: str, tmp_path: Path
     assert not (tmp_path / "run" / "weights.safetensors").exists()
 
 
+def never(stopped: StoppedError) -> None:
+    pytest.fail("heard")
+
+
+WAITS_IN_C = """
+import contextlib, ctypes, os, signal, sys
+from threading import Timer
+from marcli.cli.errors import run_guarded
+from marcli.runtime import stop
+
+def command():
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex)  # the second time it waits, and no signal wakes it
+    Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    Timer(2.0, libc.pthread_mutex_unlock, (mutex,)).start()
+    with stop.StopRequest() if sys.argv[1] == "finishes" else contextlib.nullcontext():
+        libc.pthread_mutex_lock(mutex)
+        print("finished", flush=True)
+
+stop.SECONDS_TO_HEAR = 0.3
+sys.exit(run_guarded(command, as_json=False))
+"""
+
+
+@pytest.mark.parametrize(("does", "code", "printed"), [("waits", 75, ""), ("finishes", 0, "finished\n")])
+def test_who_waits_in_c_code_for_others_that_are_gone_ends_all_the_same(does: str, code: int, printed: str) -> None:
+    command = [sys.executable, "-c", WAITS_IN_C, does]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (code, printed)
+    assert done.stderr.startswith("Stopped by SIGTERM: what was written before is complete") == (does == "waits")
+
+
 class LosesWhatIsRaised:
     def __del__(self) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -44,7 +76,7 @@ class LosesWhatIsRaised:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_that_code_swallowed_is_remembered() -> None:
-    with stop_at_once():
+    with stop_at_once(never):
         before = StopRequest()
         del_me = LosesWhatIsRaised()
         del del_me
@@ -54,7 +86,7 @@ def test_a_signal_that_code_swallowed_is_remembered() -> None:
 
 
 def test_an_error_after_a_swallowed_signal_is_its_aftermath() -> None:
-    with pytest.raises(StoppedError, match="SIGINT"), stop_at_once():
+    with pytest.raises(StoppedError, match="SIGINT"), stop_at_once(never):
         with contextlib.suppress(BaseException):
             os.kill(os.getpid(), signal.SIGINT)
             sum(range(1000))
@@ -62,7 +94,7 @@ def test_an_error_after_a_swallowed_signal_is_its_aftermath() -> None:
 
 
 def test_no_library_takes_it_for_an_error_of_its_own() -> None:
-    with pytest.raises(StoppedError, match="SIGUSR1"), stop_at_once():
+    with pytest.raises(StoppedError, match="SIGUSR1"), stop_at_once(never):
         try:
             os.kill(os.getpid(), signal.SIGUSR1)
             sum(range(1000))
@@ -105,7 +137,7 @@ def test_a_closed_terminal_asks_to_stop_and_is_not_written_to() -> None:
 def test_a_hangup_that_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stop_at_once(), StopRequest() as stop:
+        with stop_at_once(never), StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not stop.requested and hangup_is_ignored()
     finally:
