@@ -153,8 +153,11 @@ def write_shard(
         write_json(shard_record(folder, shard), {"sha256": hashlib.sha256(content).hexdigest(), "skipped": skipped})
 
 
-def finish(folder: Path, plan: CachePlan, **facts: object) -> dict:
-    """Write and return the manifest once every shard is recorded; `facts` are kept beside, outside the hash."""
+def finish(folder: Path, plan: CachePlan, *, made_with: dict[str, object], data_path: str) -> dict:
+    """Write and return the manifest once every shard is recorded.
+
+    `made_with` and `data_path`, what the recipe said, are kept beside, outside the hash.
+    """
     records = recorded_shards(folder, plan)
     missing = [shard for shard in range(plan.num_shards) if shard not in records]
     if missing:
@@ -164,7 +167,8 @@ def finish(folder: Path, plan: CachePlan, **facts: object) -> dict:
         "shards": [records[shard]["sha256"] for shard in range(plan.num_shards)],
         "labels": labels_hash(folder / FILE, plan),
         "skipped": [row for shard in range(plan.num_shards) for row in records[shard]["skipped"]],
-        **facts,
+        "made_with": made_with,
+        "data_path": data_path,
     }
     manifest = json.loads(json.dumps(manifest))  # hash what a reader will see
     if len(manifest["skipped"]) == plan.num_images:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from marcli.errors import StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 SECONDS_TO_HEAR = 10.0  # of a signal; in C code, which may wait for other processes, Python's handlers do not run
+SECONDS_TO_LOAD = 0.1  # until a signal that came while torch is imported is sent again
 _arrived: list[str] = []  # signals that `stop_at_once` raised for, should a library lose what was raised
 
 
@@ -137,8 +139,17 @@ def leave_terminal() -> None:
 
 
 def _stop_now(signal_name: str) -> None:
+    if _torch_is_loading():  # parts of it are C++ code that aborts when anything is raised
+        again = threading.Timer(SECONDS_TO_LOAD, os.kill, (os.getpid(), signal.Signals[signal_name]))
+        again.daemon = True
+        again.start()
+        return
     _arrived.append(signal_name)
     raise stopped_by(_arrived[0])
+
+
+def _torch_is_loading() -> bool:
+    return getattr(getattr(sys.modules.get("torch"), "__spec__", None), "_initializing", False)
 
 
 def stopped_by(signal_name: str) -> StoppedError:

@@ -102,9 +102,9 @@ def _cache_as_main(recipe: Recipe, images: ImageSet, *, folder: Path, processes:
                 raise StoppedError(_stopped(folder))
             time.sleep(SECONDS_BETWEEN_LOOKS)
             look()
-    facts = {"made_with": made_with(recipe) | {"scale": tokenizer.scale}, "data_path": recipe.data.path}
+    made = made_with(recipe) | {"scale": tokenizer.scale}
     return CacheReport(
-        manifest=finish(folder, plan, **facts),
+        manifest=finish(folder, plan, made_with=made, data_path=recipe.data.path),
         encoded_shards=len(pending),
         seconds=time.monotonic() - started,
         tokenizer=tokenizer,

@@ -37,7 +37,7 @@ def write_cache(folder: Path, num_images: int) -> LatentSource:
     )  # fmt: skip
     for shard in begin(folder, plan, np.arange(num_images) % 1000):
         write_shard(folder, plan, shard, random_rows(len(plan.shard_range(shard)), seed=shard), [])
-    finish(folder, plan, made_with={})
+    finish(folder, plan, made_with={}, data_path="benchmark")
     return LatentSource(LatentCache(folder, verify=True))
 
 

@@ -68,6 +68,34 @@ def test_who_waits_in_c_code_for_others_that_are_gone_ends_all_the_same(does: st
     assert done.stderr.startswith("Stopped by SIGTERM: what was written before is complete") == (does == "waits")
 
 
+WHILE_TORCH_LOADS = """
+import os, signal, sys
+from marcli.cli.errors import run_guarded
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch.autograd":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("loading goes on", flush=True)
+
+def command():
+    sys.meta_path.insert(0, Interrupting())
+    import torch
+    print("loaded", flush=True)
+    signal.pause()
+
+sys.exit(run_guarded(command, as_json=False))
+"""
+
+
+def test_nothing_is_raised_while_torch_loads_which_would_abort() -> None:
+    command = [sys.executable, "-c", WHILE_TORCH_LOADS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 75 and done.stdout.startswith("loading goes on\n"), done.stderr
+    assert done.stderr.startswith("Stopped by SIGTERM")
+
+
 class LosesWhatIsRaised:
     def __del__(self) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
