@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from marcli.data.columns import ColumnPictures, may_hold_images
-from marcli.data.listing import EXTENSIONS, RESULTS, files_under, folders_above, has_extension
+from marcli.data.listing import EXTENSIONS, RESULTS, check_no_split, files_under, folders_above, has_extension
 from marcli.errors import UsageError
-from marcli.recipe.data import Data
 
 logger = logging.getLogger("marcli.data")
 
-DEFAULT_SPLIT = Data.model_fields["split"].default
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
@@ -44,12 +42,6 @@ def say_left_aside(file: Path, num_others: int) -> None:
     others = f" and {num_others:,} more like it" if num_others else ""
     if os.environ.get("RANK", "0") == "0":
         logger.warning("left aside %s%s, without images: the pictures beside it are the data set", file, others)
-
-
-def check_no_split(place: Path | str, split: str) -> None:
-    """Raise UsageError where a split is asked for and `place` has none: another one would be taken in silence."""
-    if split != DEFAULT_SPLIT:
-        raise UsageError(f"{place} has no splits, and data.split is {split!r}: leave it out, or give another data.path")
 
 
 def open_folder(folder: Path, *, split: str) -> ColumnPictures:

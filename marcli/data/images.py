@@ -21,7 +21,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from marcli.data.crop import BrokenImageError, decode_square, picture_size
-from marcli.data.listing import EXTENSIONS, has_extension
+from marcli.data.listing import EXTENSIONS, check_no_split, has_extension
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.data import Data
 from marcli.runtime.home import at_home
@@ -199,7 +199,6 @@ def open_images(data: Data, *, labelled: bool = True) -> ImageSet:
     """
     if data.path == "digits":
         from marcli.data.digits import open_digits
-        from marcli.data.folders import check_no_split
 
         check_no_split("digits", data.split)
         images = open_digits(image_size=data.image_size, channels=data.channels)

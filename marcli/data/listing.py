@@ -5,12 +5,14 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 from marcli.errors import UsageError
+from marcli.recipe.data import Data
 from marcli.runtime.home import at_home
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
 )
 PARQUET = b"PAR1"  # begins every such file
+DEFAULT_SPLIT = Data.model_fields["split"].default
 RESULTS = ".eval"  # ends the folder that `eval-fid` makes beside the pictures it measures
 
 
@@ -60,6 +62,12 @@ def is_parquet(file: Path) -> bool:
     """Whether a file is one of parquet, whatever its name."""
     with file.open("rb") as opened:
         return opened.read(len(PARQUET)) == PARQUET
+
+
+def check_no_split(place: Path | str, split: str) -> None:
+    """Raise UsageError where a split is asked for and `place` has none: another one would be taken in silence."""
+    if split != DEFAULT_SPLIT:
+        raise UsageError(f"{place} has no splits, and data.split is {split!r}: leave it out, or give another data.path")
 
 
 def _walk(folder: str, above: frozenset[str]) -> Iterator[str]:

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs, broadcast_object_list
+from torch import nn
 
 from marcli.errors import MarcliError, UsageError
 from marcli.runtime.launch import follow_launcher, join_slurm_step
@@ -62,6 +63,13 @@ class Processes:
     def on_main(self, find: Callable[[], T]) -> T:
         """Return what `find` returns in the main process, in all of them alike; all must call it."""
         return broadcast_object_list([find() if self.is_main else None])[0]
+
+    def prepared(self, model: nn.Module) -> nn.Module:
+        """The model behind autocast and the averaging of gradients; itself where it needs neither.
+
+        There Accelerate would do nothing either, but would import distributed tensors, and sympy, to see that.
+        """
+        return model if self.world_size == 1 and self.precision == "fp32" else self.accelerator.prepare(model)
 
     def wait(self) -> None:
         """Wait for all processes."""

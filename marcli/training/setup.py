@@ -121,7 +121,7 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
         compile_blocks(model)
     if recipe.train.activation_checkpointing:
         checkpoint_activations(model)
-    forward = processes.accelerator.prepare(model)
+    forward = processes.prepared(model)
     return Job(
         recipe=recipe,
         run=run,

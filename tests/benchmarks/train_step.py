@@ -74,7 +74,7 @@ def our_step(recipe, precision, gpus):
     tokenizer = SimpleNamespace(shape=latent, has_posterior=True, sample=lambda rows, noise: rows + 0.1 * noise)
     feed = Feed(recipe, source=source, tokenizer=tokenizer, model=model, rank=0, world_size=1)
     trained = Trained(model=model, ema=Ema(model, decay=train.ema_decay), optimizer=build_optimizer(model, train))
-    forward = processes.accelerator.prepare(model)
+    forward = processes.prepared(model)
     job = Job(
         recipe=recipe,
         run=None,

