@@ -1,18 +1,14 @@
-"""What the processes of a run must see alike: a stop request, the mean loss, the checkpoint to resume from.
+"""What the processes of a run must see alike at every step: a stop request and the mean loss.
 
 Stop votes travel between the hosts over gloo, beside the device's own traffic, so that no process waits for its GPU
 to learn of them.
 """
-
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from marcli.runtime.accelerator import PATIENCE, Processes
-
-T = TypeVar("T")
 
 
 class Agreement:
@@ -34,11 +30,3 @@ class Agreement:
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of `value` over the processes, on the device."""
         return value if self.alone else self.processes.accelerator.reduce(value, reduction="mean")
-
-    def share(self, value: T) -> T:
-        """Return the main process's `value`."""
-        if self.alone:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.hosts)
-        return box[0]

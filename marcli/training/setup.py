@@ -108,8 +108,7 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
     trained = Trained(
         model=model, ema=Ema(model, decay=recipe.train.ema_decay), optimizer=build_optimizer(model, recipe.train)
     )
-    agreement = Agreement(processes)
-    state = resume(run, trained, source, agreement, announce) or ended(run, trained, agreement, total)
+    state = resume(run, trained, source, processes, announce) or ended(run, trained, processes, total)
     if state["step"] > total:
         raise UsageError(
             f"the run in {run.path} has already taken {state['step']} steps, more than the {total} asked for: ask for "
@@ -126,7 +125,7 @@ def prepare(recipe: Recipe, run: RunDir, processes: Processes, announce: Callabl
         recipe=recipe,
         run=run,
         processes=processes,
-        agreement=agreement,
+        agreement=Agreement(processes),
         source=source,
         tokenizer=tokenizer,
         model=model,
@@ -198,11 +197,10 @@ def announce_empty_classes(source: Source, num_classes: int, announce: Callable[
 
 
 def resume(
-    run: RunDir, trained: Trained, source: Source, agreement: Agreement, announce: Callable[[str], None]
+    run: RunDir, trained: Trained, source: Source, processes: Processes, announce: Callable[[str], None]
 ) -> dict | None:
     """Load the newest sound checkpoint that the main process finds; return its state, or None where there is none."""
-    path: Path | None = newest_checkpoint(run.checkpoints, announce) if agreement.processes.is_main else None
-    path = agreement.share(path)
+    path = processes.on_main(lambda: newest_checkpoint(run.checkpoints, announce))
     if path is None:
         return None
     state = load_checkpoint(path, trained)
@@ -218,12 +216,12 @@ def resume(
     return state
 
 
-def ended(run: RunDir, trained: Trained, agreement: Agreement, total: int) -> dict:
+def ended(run: RunDir, trained: Trained, processes: Processes, total: int) -> dict:
     """Load the weights of a run whose checkpoints were deleted after its end; return its state, or that of a new run.
 
     Raises UsageError where it was to have another length, for which the optimizer's state is needed.
     """
-    step = agreement.share(exported_step(run.weights_path))
+    step = processes.on_main(lambda: exported_step(run.weights_path))
     if step is None:
         return {"step": 0, "window": []}
     if step != total:

@@ -82,8 +82,9 @@ def warn_of_slow_average(decay: float, steps: int, announce: Callable[[str], Non
 
 def finished(run: RunDir, status: dict | None, job: Job) -> bool:
     """Return, in all processes alike, whether everything of the run is already written, and still there."""
-    done = status is not None and status["state"] == "done" and exported_step(run.weights_path) == job.total
-    return job.agreement.share(done)
+    return job.processes.on_main(
+        lambda: status is not None and status["state"] == "done" and exported_step(run.weights_path) == job.total
+    )
 
 
 def finish(job: Job) -> None:
