@@ -79,7 +79,7 @@ def stop_at_once(when_deaf: Callable[[StoppedError], None]) -> Iterator[None]:
 @contextmanager
 def _watched(when_deaf: Callable[[StoppedError], None]) -> Iterator[None]:
     """Let a thread learn of the signals that the handlers installed now are for, whatever the main thread is doing."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
     arriving, here = os.pipe()
     os.set_blocking(here, False)
     before = signal.set_wakeup_fd(here, warn_on_full_buffer=False)
@@ -95,7 +95,7 @@ def _watch(arriving: int, handlers: dict[signal.Signals, object], when_deaf: Cal
     """Call `when_deaf` for a signal whose handler was and still is one of `handlers`; end with the pipe."""
 
     def is_ours(number: int) -> bool:
-        return number in handlers and signal.getsignal(number) is handlers[number] is not signal.SIG_IGN
+        return number in handlers and signal.getsignal(number) is handlers[number]
 
     with open(arriving, "rb", buffering=0) as numbers:
         while number := numbers.read(1):

