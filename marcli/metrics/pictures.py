@@ -109,7 +109,10 @@ def stamp_of(files: Iterable[Path], root: Path) -> str:
     """Return a hash of names, sizes and times of change: whatever rewrites a file changes it, without reading any."""
     digest = hashlib.sha256()
     for path in files:
-        status = path.stat() if path.exists() else path.lstat()  # a link to nothing is found when it is read
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            status = path.lstat()  # a link to nothing, which is found when it is read
         digest.update(os.fsencode(path.relative_to(root)))
         digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
