@@ -4,11 +4,9 @@ import dataclasses
 import errno
 import itertools
 import json
-import re
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from marcli.bench.baseline import FORMAT, judged_images
@@ -18,23 +16,22 @@ from marcli.bench.entries import Entry, load_entries, shortly_named
 from marcli.bench.measure import Contender, Extent, measure_shares, run_rounds
 from marcli.bench.plan import Variant, vary
 from marcli.bench.points import point_of
-from marcli.bench.quality import Judge, build_judge
-from marcli.bench.request import Planned, Request
+from marcli.bench.request import Planned
 from marcli.bench.roofline import Machine
 from marcli.bench.stand_in import random_tokenizer, stand_in_system
 from marcli.bench.tradeoff import engines_for
 from marcli.cli.app import run
-from marcli.errors import MarcliError, UsageError
+from marcli.errors import UsageError
 from marcli.metrics.features import pixel_extractor
 from marcli.metrics.frechet import frechet_distance
 from marcli.metrics.pictures import open_pictures
 from marcli.metrics.statistics import gaussian_from_features
 from marcli.recipe.reader import read_recipe, write_recipe
-from marcli.runtime.accelerator import start_processes
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.engine.features import FeatureCache
 from marcli.sampling.generate import generate
 from marcli.tokenizer.build import save_tokenizer
+from tests.bench.asked import plan_request
 
 SPECS = {
     "masked": "debug/head_diffusion",
@@ -114,12 +111,6 @@ def test_time_is_the_median_and_memory_that_of_the_system_alone():
     assert measured.peak_memory_bytes == 750
 
 
-def test_the_judge_knows_its_weights():
-    network = torch.nn.Linear(3, 5)
-    extractor = dataclasses.replace(pixel_extractor(), network=network)
-    assert sum(Judge(extractor, reference=None).weights.values()) == 4 * (15 + 5)
-
-
 def test_a_baseline_decides_what_is_left_out_and_never_the_clock(monkeypatch):
     recipe, machine = read_recipe(SPECS["masked"], []), Machine(flops_per_second=1.0, bytes_per_second=1.0)
     variants = [Variant(vary(recipe, steps=steps), (), False) for steps in (1, 2, 4, 8)]
@@ -166,38 +157,6 @@ def test_a_system_without_a_fast_engine_is_measured_with_those_it_has():
     assert engines_for(masked, ["plain", "fast"], cpu) == (["plain", "fast"], [])
 
 
-def test_options_of_inception_need_inception():
-    recipe = read_recipe("digits", [])
-    asked = dataclasses.replace(plan_request(specs=("runs/digits",), batch_size=4), inception="inception.pt")
-    with pytest.raises(UsageError, match="--inception is for --features inception, and here they are pixels"):
-        build_judge([stand_in_system(recipe, seed=0)], asked, None)
-
-
-def test_a_broken_training_picture_costs_the_quality_and_not_the_bench(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
-    (tmp_path / "1.png").write_bytes(b"no picture")
-    recipe = read_recipe("debug/head_diffusion", [f"data.path={tmp_path}", "data.num_classes=1"])
-    asked = plan_request(specs=("runs/digits",), batch_size=4)
-    processes, systems = start_processes(precision="fp32", gpus="0"), [stand_in_system(recipe, seed=0)]
-    judge, said = build_judge(systems, asked, processes)
-    assert judge is None and re.match(r"Only speed is measured\. .*1\.png cannot be read", said)
-    with pytest.raises(MarcliError, match=r"1\.png cannot be read"):
-        build_judge(systems, dataclasses.replace(asked, quality=True), processes)
-
-
-@pytest.mark.parametrize("wanted", [{"quality": True}, {"reference": "digits"}])
-def test_colours_are_not_judged_by_grey_pictures(wanted):
-    """Digits in three channels are grey, and random weights make colours of them."""
-    system = stand_in_system(read_recipe("debug/head_diffusion", ["data.channels=3"]), seed=0)
-    asked = plan_request(specs=("runs/digits",), batch_size=4)
-    processes = start_processes(precision="fp32", gpus="0")
-    judge, said = build_judge([system], asked, processes)
-    assert judge is None
-    assert said.startswith("Only speed is measured. The reference digits holds grey pictures only, and the samples are")
-    with pytest.raises(UsageError, match="the samples are in colour"):
-        build_judge([system], dataclasses.replace(asked, **wanted), processes)
-
-
 @pytest.mark.parametrize(
     ("minutes", "num", "seconds"), [(None, None, 240), (None, 100, None), (3, 100, 180), (0, None, None), (0.5, 10, 30)]
 )
@@ -223,22 +182,6 @@ def test_no_round_starts_that_would_end_too_late(monkeypatch):
     each = contender(SPECS["masked"])
     run_rounds([each], Extent(rounds=50, seconds=24.0, seed=0, num=9), lambda: None)
     assert len(each.seconds) == 1  # the second round ends at 20, and one more would end at 25
-
-
-def plan_request(**given) -> Request:
-    absent = dict.fromkeys(["steps", "dit_steps", "num", "minutes", "quality", "reference", "features", "inception"])
-    rest = {
-        "overrides": (),
-        "sweep": {},
-        "presets": (),
-        "each_switch": False,
-        "engines": ("auto",),
-        "weights": "ema",
-        "seed": 0,
-        "gated": frozenset(),
-        "gated_num": None,
-    }
-    return Request(**absent, **(rest | given))
 
 
 def test_engine_under_other_settings_is_the_engine_built_for_them():
