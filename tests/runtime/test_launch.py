@@ -20,21 +20,22 @@ from marcli.runtime.stop import StopRequest
 follow_launcher()
 codes, folder, rank = sys.argv[1].split(","), Path(sys.argv[2]), os.environ["RANK"]
 code = codes[int(rank)]
+pid = folder / f"pid-{rank}"
 if code == "stop":
     with StopRequest() as stop:
-        (folder / f"pid-{rank}").write_text(str(os.getpid()))
+        pid.write_text(str(os.getpid()))
         while not stop.requested:
             time.sleep(0.05)
     (folder / f"stopped-{rank}").touch()
     report_exit(75, f"stopped by {stop.signal_name}")
     sys.exit(75)
 if code == "go":
-    (folder / f"pid-{rank}").touch()
+    pid.write_text(str(os.getpid()))
     while not (folder / "go").exists():
         time.sleep(0.05)
     code = "0"
 if code == "wait":
-    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    pid.write_text(str(os.getpid()))
     time.sleep(600)
 if code == "-9":
     os.kill(os.getpid(), 9)
@@ -71,6 +72,14 @@ def start(folder: Path, *rounds: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def wait_for_text(parent: subprocess.Popen[str], *paths: Path) -> list[str]:
+    """What the workers have written into all of these files, once they have."""
+    while not all(path.is_file() and path.read_text() for path in paths):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    return [path.read_text() for path in paths]
+
+
 def test_errors_are_the_workers_own_and_nothing_stays_behind(tmp_path: Path) -> None:
     out, err = start(tmp_path, *OUTCOMES).communicate(timeout=240)
     assert out.splitlines() == list(OUTCOMES.values())
@@ -84,10 +93,7 @@ def test_signals_reach_all_workers_and_none_is_orphaned(tmp_path: Path) -> None:
     pids = [tmp_path / "pid-0", tmp_path / "pid-1"]
     try:
         for number in numbers:
-            while not all(path.is_file() and path.read_text() for path in pids):
-                assert parent.poll() is None
-                time.sleep(0.05)
-            workers = [int(path.read_text()) for path in pids]
+            workers = [int(pid) for pid in wait_for_text(parent, *pids)]
             for path in pids:
                 path.unlink()
             parent.send_signal(number)
@@ -103,9 +109,7 @@ def test_signals_reach_all_workers_and_none_is_orphaned(tmp_path: Path) -> None:
 def test_workers_that_had_not_begun_when_asked_to_stop_were_stopped(tmp_path: Path) -> None:
     parent = start(tmp_path, "wait,wait")
     try:
-        while not all((tmp_path / f"pid-{rank}").is_file() for rank in (0, 1)):
-            assert parent.poll() is None
-            time.sleep(0.05)
+        wait_for_text(parent, tmp_path / "pid-0", tmp_path / "pid-1")
         parent.send_signal(signal.SIGINT)
         assert parent.stdout.readline().startswith(
             "StoppedError Stopped by SIGINT: what was written before is complete"
@@ -118,9 +122,7 @@ def test_the_launcher_ignores_a_hangup_that_it_was_told_to_ignore(tmp_path, monk
     monkeypatch.setenv("NOHUP", "1")
     parent = start(tmp_path, "go,go")
     try:
-        while not all((tmp_path / f"pid-{rank}").is_file() for rank in (0, 1)):
-            assert parent.poll() is None
-            time.sleep(0.05)
+        wait_for_text(parent, tmp_path / "pid-0", tmp_path / "pid-1")
         parent.send_signal(signal.SIGHUP)
         (tmp_path / "go").touch()
         assert parent.stdout.readline() == "None\n"
@@ -131,11 +133,8 @@ def test_the_launcher_ignores_a_hangup_that_it_was_told_to_ignore(tmp_path, monk
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
 def test_workers_save_and_stop_when_the_launcher_is_killed(tmp_path: Path) -> None:
     parent = start(tmp_path, "stop,stop")
-    pids = [tmp_path / "pid-0", tmp_path / "pid-1"]
     try:
-        while not all(path.is_file() and path.read_text() for path in pids):
-            assert parent.poll() is None
-            time.sleep(0.05)
+        wait_for_text(parent, tmp_path / "pid-0", tmp_path / "pid-1")
     finally:
         parent.kill()
     end = time.monotonic() + 240
