@@ -132,7 +132,7 @@ def with_rows(files: list[Path]) -> list[Path]:
 def open_hub(data: Data, *, labelled: bool) -> ColumnPictures:
     """Open a hub data set, downloading it the first time; raises UsageError when there is none or no network."""
     if data.path.startswith((".", "/", "~")) or data.path.count("/") > 1 or data.path.endswith((".parquet", "/")):
-        raise UsageError(f"data.path {data.path!r} does not exist: give a folder, a parquet file, a hub id or 'digits'")
+        raise UsageError(f"{data.path!r} does not exist: give a folder, a parquet file, a hub id or 'digits'")
     try:
         with _offline_unless_reachable(data.path):
             table = datasets.load_dataset(data.path, split=data.split)
