@@ -30,7 +30,7 @@ def test_a_home_that_nobody_has_is_a_path_like_any_other(home) -> None:
     [
         (["train", "digits", "--dry-run", "--out=~/run"], "# run: {home}/run (not there yet)"),
         (["train", "~/digits.yaml", "--dry-run"], "There is no recipe file {home}/digits.yaml"),
-        (["train", "digits", "data.path=~no-such-user/x"], "data.path '~no-such-user/x' does not exist"),
+        (["train", "digits", "data.path=~no-such-user/x"], "'~no-such-user/x' does not exist"),
     ],
 )
 def test_commands_find_a_home_that_was_quoted(home, capsys, tmp_path, monkeypatch, words, said) -> None:
