@@ -12,7 +12,7 @@ from marcli.training.loop import forward_backward, run_training
 from marcli.training.metrics_log import Window
 from marcli.training.nonfinite import NonFiniteGuard
 from marcli.training.setup import prepare
-from tests.training.test_step import take_step
+from tests.training.test_step import heard, take_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 
@@ -35,11 +35,14 @@ def test_the_losses_of_a_cpu(recipe, tmp_path, compiled):
     assert isinstance(job.backward, RecordedBackward if compiled else PlainBackward)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("micro_batch_size", [None, 4])
-def test_recordings_train_as_autograd_does_and_draw_new_dropout(recipe, tmp_path, micro_batch_size):
+def test_recordings_train_as_autograd_does_and_draw_new_dropout(recipe, tmp_path, micro_batch_size, compiled):
     losses = {}
     for recorded in (False, True):
-        job = job_on("1", recipe(micro_batch_size=micro_batch_size), tmp_path / str(recorded))
+        made = recipe(micro_batch_size=micro_batch_size, compile=compiled and recorded)
+        job = job_on("1", made, tmp_path / str(recorded))
+        heard(job.model)
         parameters = list(job.model.parameters())
         if recorded:
             job = dataclasses.replace(job, backward=RecordedBackward(job.forward, parameters, StepGraphs()))
