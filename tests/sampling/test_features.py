@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from marcli.sampling.engine import features as module
-from marcli.sampling.engine.features import FeatureCache, share_at
+from marcli.sampling.engine.features import CachedBackbone, FeatureCache, Fresh, share_at
 from marcli.sampling.engine.transformer import FastMaskedBackbone
 from tests.model.tiny import model, recipe
 
@@ -76,7 +76,7 @@ def inputs():
 @torch.inference_mode()
 def test_whole_runs_are_the_backbone(given):
     backbone, tokens, order, condition = given
-    cache = FeatureCache(FastMaskedBackbone(backbone))
+    cache = FeatureCache(CachedBackbone(FastMaskedBackbone(backbone)))
     for known, wanted in ((0, 3), (3, 13), (5, 1)):
         z = cache.predict(tokens[:, :known], order, condition, num_wanted=wanted, share=None)
         expected = backbone.predict(tokens[:, :known], order, condition, num_wanted=wanted)
@@ -89,7 +89,7 @@ def test_lazy_runs_are_the_naive_ones(given, share, monkeypatch):
     monkeypatch.setattr(module, "SPARE_TOKENS", 2)
     monkeypatch.setattr(module, "BUFFER_IS_STALE", 4 / TOKENS)
     backbone, tokens, order, condition = given
-    cache, naive = FeatureCache(FastMaskedBackbone(backbone)), Naive(backbone, ranking_layer=3)
+    cache, naive = FeatureCache(CachedBackbone(FastMaskedBackbone(backbone))), Naive(backbone, ranking_layer=3)
     naive_share, old, differs = share, 3, False
     inputs = tokens[:, :old], order, condition
     cache.predict(*inputs, num_wanted=WANTED, share=None)
@@ -120,10 +120,11 @@ def test_lazy_runs_are_the_naive_ones(given, share, monkeypatch):
 
 
 def test_wanted_tokens_stand_first_however_many_there_are(given):
-    cache = FeatureCache(FastMaskedBackbone(given[0]))
-    cache.num_slots = num_slots = 20_000
-    block = cache.backbone.decoder[0]
-    slots = cache.moving_slots(block, torch.zeros(1, 1, num_slots, 1), 5_000, 15_000, None)
+    cached = CachedBackbone(FastMaskedBackbone(given[0]))
+    cached.num_slots = num_slots = 20_000
+    values = torch.zeros(1, 1, num_slots, 1)
+    fresh = Fresh(0, True, None, num_wanted=15_000)
+    slots = cached.moving_slots(values, values, 5_000 - cached.backbone.buffer_size, fresh)
     assert slots[0].tolist() == [*range(5_000, 20_000), *range(5_000)]
 
 

@@ -16,9 +16,11 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 LABELS = [1, 7, 4]
 ANNEALED = {"approximate": {"final_diffusion_steps": 2, "solver": "dpm++2m"}}
+LAZY = {"steps": 8, "approximate": {"feature_refresh": 4, "guidance_refresh": 4, "guidance_from": 1.2}}
 SETTINGS = [
     *((combination, {}) for combination in COMBINATIONS),
     *((combination, ANNEALED) for combination in COMBINATIONS if combination[2] == "diffusion"),
+    (("masked", "random", "diffusion"), LAZY),
 ]
 COMPILED = [("masked", "random", "diffusion"), ("causal", "raster", "diffusion"), ("dit", None, None)]
 

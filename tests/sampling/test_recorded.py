@@ -1,6 +1,7 @@
 """Recordings, with a stand-in for CUDA graphs that runs the recorded function again on the recorded inputs."""
 
 import gc
+import itertools
 import logging
 import weakref
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from marcli.runtime.graphs import Recorded
+from marcli.sampling.engine import features
 from marcli.sampling.engine.compiled import FastOrPlain, compilable, compile_parts
 from marcli.sampling.engine.dit import DiTEngine
-from marcli.sampling.engine.fast import FastEngine, fast_twin, record_parts
+from marcli.sampling.engine.fast import FastEngine, fast_twin
 from marcli.sampling.engine.plain import PlainEngine
 from marcli.sampling.engine.recorded import recorded_dit
 from tests.model.tiny import COMBINATIONS, model, recipe
@@ -20,7 +22,10 @@ LABELS = torch.tensor([1, 7, 4])
 
 
 class Again:
-    """Captures by keeping the function; a replay computes it into the place of the first result."""
+    """Captures by keeping the function; a replay computes it into the place of the first result.
+
+    A graph computes nothing while it is captured; here that computation stands for the first replay.
+    """
 
     def __init__(self, failing_from=None):
         self.captured, self.replayed, self.failing_from = 0, 0, failing_from
@@ -29,11 +34,12 @@ class Again:
         if self.failing_from is not None and self.captured >= self.failing_from:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand more")
         self.captured += 1
-        result = function().clone()
+        result, replays = function().clone(), itertools.count()
 
         def replay():
             self.replayed += 1
-            result.copy_(function())
+            if next(replays) > 0:
+                result.copy_(function())
 
         return replay, result
 
@@ -44,15 +50,17 @@ def latents(engine, seed=0):
 
 def recorded_engine(whole, of, capture):
     engine = FastEngine(whole, of)
-    record_parts(engine.model, capture)
+    engine.record(capture)
     return engine
 
 
 ANNEALED = {"approximate": {"final_diffusion_steps": 2, "solver": "dpm++2m"}}
+LAZY = {"steps": 8, "approximate": {"feature_refresh": 4, "guidance_refresh": 4, "guidance_from": 1.2}}
 RECORDED = [
     *((combination, {}) for combination in COMBINATIONS),
     *((combination, ANNEALED) for combination in COMBINATIONS if combination[2] == "diffusion"),
     (("causal", "random", "diffusion"), {"kv_cache": False}),
+    (("masked", "random", "diffusion"), LAZY),
 ]
 
 
@@ -93,6 +101,28 @@ def test_one_batch_records_its_head_and_the_second_its_transformer():
         expected = latents(PlainEngine(whole, of), seed)
         assert (latents(engine, seed) - expected).abs().max() <= 1e-5 * expected.abs().max()
         assert capture.captured == captured
+
+
+def test_what_a_feature_cache_computes_is_recorded_step_by_step_for_each_batch_size(monkeypatch):
+    monkeypatch.setattr(features, "SPARE_TOKENS", 2)
+    of = recipe("masked", "random", "diffusion", cfg=3.0, **LAZY)
+    whole, capture = model(of), Again()
+    plain, engine = PlainEngine(whole, of), recorded_engine(whole, of, capture)
+    places = []  # of the features, where graphs would read and write
+    for seed, labels in enumerate(([1, 7, 4], [5], [2, 2, 9], [8], [0, 3, 6], [1])):
+        made, expected = (
+            each.latents(
+                labels=torch.tensor(labels), tape=each.draw_tape(seed=seed, indices=range(len(labels))), on_step=None
+            )
+            for each in (engine, plain)
+        )
+        assert (made - expected).abs().max() <= 1e-5 * expected.abs().max()
+        kept = engine.cached_backbone.function.features[len(labels)]
+        tensors = (kept.inputs, *itertools.chain(*kept.keys_values.values()))
+        places.append([tensor.data_ptr() for tensor in tensors])
+    assert places[0] == places[2] == places[4] and places[1] == places[3] == places[5]
+    assert len(engine.cached_backbone.recordings) == 2 * len(engine.schedule)
+    assert any(now.share is not None for now in engine.planned)
 
 
 def test_a_result_survives_the_next_replay():

@@ -48,7 +48,7 @@ def heard(model):
     denoiser, generator = model.head.denoiser, torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer in (denoiser.out, denoiser.final_modulation, *(block.modulation for block in denoiser.blocks)):
-            layer.weight.normal_(std=0.3, generator=generator)
+            layer.weight.copy_(0.3 * torch.randn(layer.weight.shape, generator=generator))
 
 
 def test_the_detector_detects():

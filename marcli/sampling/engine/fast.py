@@ -10,10 +10,11 @@ from marcli.model.backbone.causal import CausalBackbone
 from marcli.model.backbone.masked import MaskedBackbone
 from marcli.model.head.diffusion import DiffusionHead
 from marcli.recipe.schema import Recipe
-from marcli.runtime.graphs import Capture, CudaGraphs
+from marcli.runtime.graphs import Capture, CudaGraphs, Recorded
 from marcli.sampling.engine.compiled import add_kernels, compilable, compile_parts
 from marcli.sampling.engine.convert import Convert, unchanged, without
 from marcli.sampling.engine.denoise import FastDiffusionHead
+from marcli.sampling.engine.features import CachedBackbone, FeatureCache
 from marcli.sampling.engine.plain import PlainEngine
 from marcli.sampling.engine.recorded import RecordedBackbone, RecordedHead
 from marcli.sampling.engine.transformer import FastCausalBackbone, FastMaskedBackbone
@@ -32,14 +33,28 @@ class FastEngine(PlainEngine):
         `compiled` spends a minute or so of the first batch on a GPU for all the others.
         """
         twin = fast_twin(model, convert)
+        super().__init__(twin, recipe)
         self.blocks = twin.backbone  # as they are before recording
-        if twin.null_class.device.type == "cuda":
+        self.cached_backbone: Recorded | None = None
+        if self.device.type == "cuda":
             if compiled:
                 compile_parts(compilable(twin))
                 if isinstance(twin.head, FastDiffusionHead):
                     add_kernels(twin.head.body)
-            record_parts(twin, CudaGraphs())
-        super().__init__(twin, recipe)
+            self.record(CudaGraphs())
+
+    def record(self, capture: Capture) -> None:
+        """Run the fast parts through recordings from now on."""
+        if isinstance(self.blocks, FastMaskedBackbone):
+            self.cached_backbone = Recorded(CachedBackbone(self.blocks), capture)
+        if isinstance(self.blocks, FastMaskedBackbone | FastCausalBackbone):
+            self.model.backbone = RecordedBackbone(self.blocks, capture)
+        if isinstance(self.model.head, FastDiffusionHead):
+            self.model.head = RecordedHead(self.model.head, capture)
+
+    def feature_cache(self) -> FeatureCache:
+        """A new one for a batch; recordings have one place for the features of all batches of a size."""
+        return super().feature_cache() if self.cached_backbone is None else FeatureCache(self.cached_backbone)
 
 
 def fast_twin(model: AutoregressiveModel, convert: Convert = unchanged) -> AutoregressiveModel:
@@ -48,14 +63,6 @@ def fast_twin(model: AutoregressiveModel, convert: Convert = unchanged) -> Autor
     twin.backbone = fast_part(model.backbone, convert)
     twin.head = fast_part(model.head, convert)
     return twin.eval()
-
-
-def record_parts(twin: AutoregressiveModel, capture: Capture) -> None:
-    """Run the fast parts of a twin through recordings."""
-    if isinstance(twin.backbone, FastMaskedBackbone | FastCausalBackbone):
-        twin.backbone = RecordedBackbone(twin.backbone, capture)
-    if isinstance(twin.head, FastDiffusionHead):
-        twin.head = RecordedHead(twin.head, capture)
 
 
 def fast_part(part: nn.Module, convert: Convert) -> nn.Module:

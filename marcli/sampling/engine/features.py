@@ -8,6 +8,9 @@ and values.
 Tokens travel in reveal order, so a token has the same slot (buffer, then tokens) at every AR step.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
@@ -30,17 +33,24 @@ def share_at(index: int, num_steps: int) -> float:
     return next(share for until, share in SHARES if index < until * num_steps)
 
 
-class FeatureCache:
-    """What a masked backbone computed last of every token of a batch."""
+@dataclass(frozen=True)
+class Fresh:
+    """What an AR step computes anew."""
 
-    def __init__(self, backbone: FastMaskedBackbone) -> None:
-        self.backbone = backbone
-        self.ranking_layer = min(RANKING_LAYER, len(backbone.decoder) - 2)
-        self.num_slots = backbone.buffer_size + backbone.z_position.shape[1]
+    known: int  # known tokens, in reveal order, from this one on
+    buffer: bool  # the encoder's
+    share: float | None  # of the slots, in deeper decoder layers; None: all
+    num_wanted: int
+
+
+class FeatureCache:
+    """What a cached backbone knows of a batch, and so what it has to compute at the next AR step."""
+
+    def __init__(self, compute: Callable[[list[Tensor], Fresh], Tensor]) -> None:
+        """`compute` is a `CachedBackbone`, or one that is recorded."""
+        self.compute = compute
         self.num_known = 0
         self.known_to_buffer = 0  # tokens that were known when it was encoded last
-        self.inputs: Tensor | None = None  # of the decoder
-        self.keys_values: dict[FastBlock, tuple[Tensor, Tensor]] = {}
 
     def predict(
         self,
@@ -51,85 +61,123 @@ class FeatureCache:
         num_wanted: int,
         share: float | None,
     ) -> Float[Tensor, "batch wanted width"]:
-        """As `MaskedBackbone.predict`; deeper decoder layers compute `share` of the slots, None computes everything."""
-        if share is None:
-            self.inputs = self.nothing_known(order)
-        self.encode(known, order, condition, whole=share is None)
-        z = self.decode(known.shape[1], num_wanted, share=share)
-        self.num_known = known.shape[1]
-        return z + at_positions(self.backbone.z_position, order[:, self.num_known : self.num_known + num_wanted])
+        """As `MaskedBackbone.predict`; deeper decoder layers compute `share` of the slots, None computes everything.
+
+        The first call for a batch computes everything.
+        """
+        whole, num_known = share is None, known.shape[1]
+        stale = num_known - self.known_to_buffer >= BUFFER_IS_STALE * order.shape[1]
+        fresh = Fresh(0 if whole else self.num_known, whole or stale, share, num_wanted)
+        z = self.compute([known, order, condition], fresh)
+        self.num_known = num_known
+        if fresh.buffer:
+            self.known_to_buffer = num_known
+        return z
+
+
+class Features:
+    """What was computed last of every token of a batch; its tensors stay where they are."""
+
+    def __init__(self, backbone: FastMaskedBackbone, ranking_layer: int, like: Float[Tensor, "batch width"]) -> None:
+        (batch, width), num_slots = like.shape, backbone.buffer_size + backbone.z_position.shape[1]
+        self.inputs = like.new_zeros(batch, num_slots, width)  # of the decoder
+        self.keys_values: dict[FastBlock, tuple[Tensor, Tensor]] = {}
+        for block in (*backbone.encoder, *backbone.decoder[ranking_layer:]):
+            shape = (batch, block.heads, num_slots, width // block.heads)
+            self.keys_values[block] = (like.new_zeros(shape), like.new_zeros(shape))
+
+    def update(
+        self, block: FastBlock, k: Tensor, v: Tensor, slots: Int[Tensor, "batch rows"]
+    ) -> tuple[Float[Tensor, "batch heads slots dim"], Float[Tensor, "batch heads slots dim"]]:
+        """Write keys and values of these slots; return those of all slots."""
+        keys, values = self.keys_values[block]
+        for store, new in ((keys, k), (values, v)):
+            store.transpose(1, 2)[rows_of(slots), slots] = new.transpose(1, 2)
+        return keys, values
+
+
+class CachedBackbone:
+    """A masked backbone that computes what is fresh and takes everything else from before, batch size by batch size."""
+
+    def __init__(self, backbone: FastMaskedBackbone) -> None:
+        self.backbone = backbone
+        self.ranking_layer = min(RANKING_LAYER, len(backbone.decoder) - 2)
+        self.num_slots = backbone.buffer_size + backbone.z_position.shape[1]
+        self.features: dict[int, Features] = {}
+
+    def __call__(self, tensors: Sequence[Tensor], fresh: Fresh) -> Float[Tensor, "batch wanted width"]:
+        """z of the wanted tokens; `tensors` are known tokens, order and condition, as in `MaskedBackbone.predict`."""
+        known, order, condition = tensors
+        if len(known) not in self.features:
+            self.features[len(known)] = Features(self.backbone, self.ranking_layer, condition)
+        features, num_known = self.features[len(known)], known.shape[1]
+        if fresh.share is None:
+            features.inputs.copy_(self.nothing_known(order))
+        self.encode(features, known, order, condition, fresh)
+        z = self.decode(features, num_known, fresh)
+        return z + at_positions(self.backbone.z_position, order[:, num_known : num_known + fresh.num_wanted])
 
     def nothing_known(self, order: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch slots width"]:
         """The decoder's inputs before any is encoded: mask tokens and positions."""
         positions = self.backbone.places(self.backbone.decoder_position, order)
         return positions + self.backbone.mask_token.to(positions.dtype)
 
-    def encode(self, known: Tensor, order: Tensor, condition: Tensor, *, whole: bool) -> None:
-        """Encode the tokens that were not known before, or all if `whole`, and the buffer if it is due."""
-        backbone, num_known, old = self.backbone, known.shape[1], 0 if whole else self.num_known
-        x, end = backbone.token_embed(known[:, old:]), backbone.buffer_size + num_known
+    def encode(self, features: Features, known: Tensor, order: Tensor, condition: Tensor, fresh: Fresh) -> None:
+        """Encode what is fresh into the decoder's inputs."""
+        backbone = self.backbone
+        x, end = backbone.token_embed(known[:, fresh.known :]), backbone.buffer_size + known.shape[1]
         buffer = torch.arange(backbone.buffer_size, device=x.device).expand(len(x), -1)
-        slots = torch.arange(backbone.buffer_size + old, end, device=x.device).expand(len(x), -1)
-        if whole or num_known - self.known_to_buffer >= BUFFER_IS_STALE * order.shape[1]:
+        slots = torch.arange(backbone.buffer_size + fresh.known, end, device=x.device).expand(len(x), -1)
+        if fresh.buffer:
             x = torch.cat([condition.unsqueeze(1).expand(-1, backbone.buffer_size, -1), x], dim=1)
             slots = torch.cat([buffer, slots], dim=1)
-            self.known_to_buffer = num_known
         positions = torch.cat([buffer, order + backbone.buffer_size], dim=1).gather(1, slots)
         x = backbone.embed_norm(x + at_positions(backbone.encoder_position, positions))
         for block in backbone.encoder:
             q, k, v = block.queries_keys_values(x)
-            keys, values = self.stored(block, k, v, slots)
+            keys, values = features.update(block, k, v, slots)
             x = block.rest(x, q, keys[:, :, :end], values[:, :, :end])
         x = backbone.decoder_embed(backbone.encoder_norm(x)) + at_positions(backbone.decoder_position, positions)
-        self.inputs[rows_of(slots), slots] = x
+        features.inputs[rows_of(slots), slots] = x
 
-    def decode(self, num_known: int, num_wanted: int, *, share: float | None) -> Float[Tensor, "batch wanted width"]:
+    def decode(self, features: Features, num_known: int, fresh: Fresh) -> Float[Tensor, "batch wanted width"]:
         """z without its position embedding."""
-        backbone, first, x = self.backbone, self.backbone.buffer_size + num_known, self.inputs
+        backbone, x = self.backbone, features.inputs
         for block in backbone.decoder[: self.ranking_layer]:
             x = block(x)
         block = backbone.decoder[self.ranking_layer]
         q, k, v = block.queries_keys_values(x)
-        slots = self.moving_slots(block, v, first, num_wanted, share)
-        self.keys_values[block] = k, v
+        keys, values = features.keys_values[block]
+        slots = self.moving_slots(values, v, num_known, fresh)
+        keys.copy_(k)
+        values.copy_(v)
         x = block.rest(take(x, slots), q.transpose(1, 2)[rows_of(slots), slots].transpose(1, 2), k, v)
         for block in backbone.decoder[self.ranking_layer + 1 : -1]:
             q, k, v = block.queries_keys_values(x)
-            x = block.rest(x, q, *self.stored(block, k, v, slots))
-        last, wanted = backbone.decoder[-1], x[:, :num_wanted]
+            x = block.rest(x, q, *features.update(block, k, v, slots))
+        last, wanted = backbone.decoder[-1], x[:, : fresh.num_wanted]
         (q,) = last.heads_of(last.q(last.norm1(wanted)), 1)
         k, v = last.heads_of(last.kv(last.norm1(x)), 2)
-        return backbone.decoder_norm(last.rest(wanted, q, *self.stored(last, k, v, slots)))
+        return backbone.decoder_norm(last.rest(wanted, q, *features.update(last, k, v, slots)))
 
-    def moving_slots(
-        self, block: FastBlock, values: Tensor, first: int, num_wanted: int, share: float | None
-    ) -> Int[Tensor, "batch moving"]:
-        """The wanted slots (from `first` on), the new ones, then those whose values are least like the stored ones."""
-        new = first if share is None else self.backbone.buffer_size + self.num_known
-        num_forced = first + num_wanted - new
+    def moving_slots(self, before: Tensor, now: Tensor, num_known: int, fresh: Fresh) -> Int[Tensor, "batch moving"]:
+        """The wanted slots, the new ones, then those whose values [batch, heads, slots, dim] are least like before."""
+        first = self.backbone.buffer_size + num_known
+        new = first if fresh.share is None else self.backbone.buffer_size + fresh.known
+        num_forced = first + fresh.num_wanted - new
         count = self.num_slots
-        if share is not None:
-            count = min(count, max(num_forced + SPARE_TOKENS, round(share * count)))
+        if fresh.share is not None:
+            count = min(count, max(num_forced + SPARE_TOKENS, round(fresh.share * count)))
         if count == self.num_slots:  # the others in any order
-            likeness = torch.zeros(len(values), count, device=values.device)
+            likeness = torch.zeros(len(now), count, device=now.device)
         else:
-            before, now = (each.transpose(1, 2).flatten(2).float() for each in (self.keys_values[block][1], values))
+            before, now = (each.transpose(1, 2).flatten(2).float() for each in (before, now))
             likeness = F.cosine_similarity(before, now, dim=-1)
         # Hidden tokens often move equally little; without rounding the choice between them would be an accident.
         likeness = (likeness / LIKENESS_STEP).round()
-        at_the_front = torch.arange(-num_forced, 0, device=values.device) - 2 / LIKENESS_STEP  # below any likeness
-        likeness[:, new : first + num_wanted] = at_the_front.roll(first - new).to(likeness.dtype)
+        at_the_front = torch.arange(-num_forced, 0, device=now.device) - 2 / LIKENESS_STEP  # below any likeness
+        likeness[:, new : first + fresh.num_wanted] = at_the_front.roll(first - new).to(likeness.dtype)
         return likeness.argsort(dim=1, stable=True)[:, :count]
-
-    def stored(self, block: FastBlock, k: Tensor, v: Tensor, slots: Int[Tensor, "batch rows"]) -> tuple[Tensor, Tensor]:
-        """Write keys and values of these slots; return those of all slots."""
-        if block not in self.keys_values:
-            shape = (k.shape[0], k.shape[1], self.num_slots, k.shape[3])
-            self.keys_values[block] = (k.new_zeros(shape), v.new_zeros(shape))
-        keys, values = self.keys_values[block]
-        for store, new in ((keys, k), (values, v)):
-            store.transpose(1, 2)[rows_of(slots), slots] = new.transpose(1, 2)
-        return keys, values
 
 
 def rows_of(slots: Int[Tensor, "batch slots"]) -> Int[Tensor, "batch 1"]:

@@ -15,7 +15,7 @@ from marcli.sampling.confidence import reveal_by_confidence
 from marcli.sampling.engine.approximate import plan, reveal_approximately
 from marcli.sampling.engine.base import head_sampling, schedule_of
 from marcli.sampling.engine.checkerboard import checkerboard_order
-from marcli.sampling.engine.features import FeatureCache
+from marcli.sampling.engine.features import CachedBackbone, FeatureCache
 from marcli.sampling.engine.transformer import FastMaskedBackbone
 from marcli.sampling.reveal import OnStep, reveal
 from marcli.sampling.tape import Tape, draw_tape
@@ -52,6 +52,10 @@ class PlainEngine:
         """The fast blocks, whose steps a feature cache takes apart."""
         return FastMaskedBackbone(self.model.backbone)
 
+    def feature_cache(self) -> FeatureCache:
+        """A new one for a batch."""
+        return FeatureCache(CachedBackbone(self.blocks))
+
     def draw_tape(self, *, seed: int, indices: Sequence[int]) -> Tape:
         """Orders and noise of these pictures, on the CPU."""
         tape = draw_tape(self.model, seed=seed, indices=indices, num_steps=len(self.schedule), settings=self.settings)
@@ -75,7 +79,7 @@ class PlainEngine:
                 self.model,
                 planned=self.planned,
                 reuse=self.switches.guidance_refresh is not None,
-                features=FeatureCache(self.blocks) if self.switches.feature_refresh else None,
+                features=self.feature_cache() if self.switches.feature_refresh else None,
                 kv_cache=kv_cache,
                 **inputs,
             )
