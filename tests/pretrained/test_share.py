@@ -19,7 +19,8 @@ from marcli.recipe.reader import read_recipe, recipe_from_text, recipe_text, shi
 from marcli.runtime.rundir import RunDir
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.generate import generate
-from marcli.sampling.load import load_system, recipe_inside
+from marcli.sampling.load import load_system
+from marcli.sampling.weights import recipe_inside
 from tests.pretrained.hub_endpoint import serve
 
 RESULT = {

@@ -13,8 +13,9 @@ from marcli.recipe.reader import read_recipe, recipe_text, shipped_recipe, write
 from marcli.recipe.schema import Recipe, acts
 from marcli.runtime.atomic import sha256_file
 from marcli.sampling.engine.build import build_engine
+from marcli.sampling.find import default_spec
 from marcli.sampling.generate import generate
-from marcli.sampling.load import default_spec, filled_model, load_system, name_system, random_system
+from marcli.sampling.load import filled_model, load_system, name_system, random_system
 from marcli.sampling.system import System
 from marcli.tokenizer.build import build_tokenizer, save_tokenizer
 from tests.model import tiny
@@ -229,7 +230,7 @@ def test_a_file_of_a_checkpoint_is_sent_to_its_run(tmp_path: Path, recipe: Recip
 
 def test_a_shared_run_that_changed_is_refused(tmp_path: Path, recipe: Recipe, monkeypatch) -> None:
     run = make_run(tmp_path / "run", recipe)
-    monkeypatch.setattr("marcli.sampling.load.fetch_shared", lambda identifier, whole: run)
+    monkeypatch.setattr("marcli.sampling.find.fetch_shared", lambda identifier, whole: run)
 
     def refused(manifest: object) -> str:
         (run / "manifest.json").write_text(manifest if isinstance(manifest, str) else json.dumps(manifest))
