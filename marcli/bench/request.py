@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from marcli.bench.plan import Sweep, Variant, plan
 from marcli.errors import UsageError
@@ -13,7 +13,7 @@ from marcli.recipe.reader import read_recipe, recipe_folder
 from marcli.recipe.schema import Recipe
 from marcli.runtime.home import at_home
 from marcli.runtime.launch import check_alone
-from marcli.sampling.naming import FOREIGN, EngineName, check_overrides, unknown
+from marcli.sampling.naming import FOREIGN, EngineName, Weights, check_overrides, unknown
 
 TIME_LIMIT = 240.0
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
@@ -42,7 +42,7 @@ class Request:
     reference: str | None
     features: str | None
     inception: Path | None
-    weights: Literal["ema", "raw"]
+    weights: Weights
     seed: int
     gated: frozenset[tuple[str, int | None, int | None]]
     gated_num: int | None

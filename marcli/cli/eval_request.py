@@ -8,6 +8,7 @@ from typing import Literal
 from marcli.errors import UsageError
 from marcli.runtime.home import at_home
 from marcli.runtime.writable import check_place
+from marcli.sampling.naming import EngineName, Weights
 
 Protocol = Literal["legacy_tensorflow", "clean", "legacy_pytorch"]
 InceptionSplits = Literal["torch-fidelity", "adm"]
@@ -32,8 +33,8 @@ class EvalRequest:
     out: Path | None
     seeds: tuple[int, ...] = (0,)
     classes: str = "all"
-    weights: Literal["ema", "raw"] = "ema"
-    engine: Literal["auto", "plain", "fast"] = "auto"
+    weights: Weights = "ema"
+    engine: EngineName = "auto"
     features: str = "inception"
     protocol: Protocol = "legacy_tensorflow"
     inception: Path | None = None

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from marcli.errors import UsageError
+from marcli.sampling import naming
 
 RecipeFile = Annotated[
     Path,
@@ -32,14 +33,14 @@ TokenizerPrecision = Annotated[
     Literal["auto", "bf16", "fp32"], typer.Option("--precision", help="Arithmetic of the tokenizer; auto is fp32.")
 ]
 Engine = Annotated[
-    Literal["auto", "plain", "fast"], typer.Option(help="How to run the same computation; auto: the fastest exact way.")
+    naming.EngineName, typer.Option(help="How to run the same computation; auto: the fastest exact way.")
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only print the resolved recipe, parameter counts and where things go.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="End with the result as one line of JSON on standard output.")]
 Seed = Annotated[int, typer.Option(min=0, help="Image i of a seed is the same picture everywhere.")]
-Weights = Annotated[Literal["ema", "raw"], typer.Option(help="The averaged weights, or the last ones of training.")]
+Weights = Annotated[naming.Weights, typer.Option(help="The averaged weights, or the last ones of training.")]
 BatchSize = Annotated[
     int | None, typer.Option(min=1, help="Pictures generated together; default: the recipe's sample.batch_size.")
 ]

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +17,13 @@ from marcli.runtime.atomic import sha256_file
 from marcli.runtime.seeding import item_seed
 from marcli.runtime.skeleton import NothingDrawn, skeletons
 from marcli.sampling.find import Found, default_spec, find, published_recipe
-from marcli.sampling.naming import check_overrides
+from marcli.sampling.naming import Weights, check_overrides
 from marcli.sampling.system import Named, System
 from marcli.sampling.weights import read_set, sets_of
 from marcli.tokenizer.base import Tokenizer
 from marcli.tokenizer.build import build_tokenizer
 
 log = logging.getLogger("marcli")
-
-Weights = Literal["ema", "raw"]
 
 
 def load_system(spec: str | None, *, weights: Weights, overrides: Sequence[str]) -> System:

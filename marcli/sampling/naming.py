@@ -1,4 +1,4 @@
-"""What a RUN and an engine may be called, what to answer to any other name, and what of a run can be changed.
+"""What a RUN, an engine and weights may be called, what to answer to any other name, and what of a run can be changed.
 
 Nothing here imports torch, so that a dry run is quick.
 """
@@ -12,6 +12,7 @@ from marcli.errors import UsageError
 from marcli.pretrained.published import MODELS
 
 EngineName = Literal["auto", "plain", "fast"]
+Weights = Literal["ema", "raw"]
 FOREIGN = (".pth", ".pt", ".ckpt", ".bin")
 
 

@@ -1,7 +1,6 @@
 """Grids of samples while training: the same seeds every time, from the raw and from the averaged weights."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -9,6 +8,7 @@ from marcli.sampling.album import write_grid
 from marcli.sampling.engine.build import build_engine
 from marcli.sampling.generate import generate, micro_batches
 from marcli.sampling.load import filled_model
+from marcli.sampling.naming import Weights
 from marcli.sampling.system import System
 from marcli.training.setup import Job
 
@@ -34,7 +34,7 @@ def write_final_grids(job: Job) -> None:
     write_pictures(job, "raw", job.run.samples / "grid-raw.png")
 
 
-def write_pictures(job: Job, weights: Literal["ema", "raw"], path: Path) -> None:
+def write_pictures(job: Job, weights: Weights, path: Path) -> None:
     """Sample the recipe's `sample.num` pictures, one class after the other, and write them as one grid."""
     sample = job.recipe.sample
     engine = build_engine(
@@ -47,7 +47,7 @@ def write_pictures(job: Job, weights: Literal["ema", "raw"], path: Path) -> None
     write_grid(images, path, columns=min(COLUMNS, sample.num))
 
 
-def current_system(job: Job, weights: Literal["ema", "raw"]) -> System:
+def current_system(job: Job, weights: Weights) -> System:
     """Return the run as it stands; its model shares the storage of the weights and is a module of its own."""
     state = job.model.state_dict()
     if weights == "ema":
