@@ -18,7 +18,7 @@ from marcli.runtime.launch import report_exit
 from marcli.runtime.stop import stop_at_once
 
 DONE, FAILED, WRONG_USAGE, STOPPED = 0, 1, 2, 75
-SECONDS_FOR_THE_FIRST = 5.0
+SECONDS_FOR_THE_FIRST, SECONDS_FOR_EACH = 5.0, 0.5
 
 WHEN_OS_SAYS = {
     errno.ENOSPC: "The disk is full at {place}: make room, or write elsewhere; what was complete before is intact",
@@ -45,7 +45,9 @@ NETWORK_TYPES = {
 def run_guarded(command: Callable[[], int | None], *, as_json: bool) -> int:
     """Run `command` and return the exit code of the program, having printed the sentence if it failed.
 
-    One of several processes leaves the printing to the one that launched it, so that a sentence comes once.
+    One of several processes leaves the printing to the one that launched it, so that a sentence comes once. Where that
+    is somebody else's launcher, wrong usage is printed by the first process; one that it alone has (no GPU, no such
+    folder on this machine) by this one.
     With `as_json` a failure, too, ends standard output with one JSON object. MARCLI_TRACEBACK=1 adds the traceback.
     """
 
@@ -69,9 +71,13 @@ def _tell(sentence: str, code: int, *, as_json: bool) -> None:
     """Tell the launcher, or else the user, how this process ends."""
     is_echo = code in (WRONG_USAGE, STOPPED) and os.environ.get("RANK", "0") != "0"
     if not report_exit(code, sentence) and sentence:
-        if is_echo and code == WRONG_USAGE:  # torchrun ends all once one has ended, even the one about to say it
-            time.sleep(SECONDS_FOR_THE_FIRST)
-        elif not is_echo:
+        if is_echo and code == WRONG_USAGE:
+            # torchrun ends all once one has ended, even the one about to say it; srun ends none.
+            rank, local_rank = os.environ["RANK"], int(os.environ.get("LOCAL_RANK", "0"))
+            time.sleep(SECONDS_FOR_THE_FIRST + SECONDS_FOR_EACH * local_rank)
+            is_last = "TORCHELASTIC_RUN_ID" in os.environ or local_rank == 0
+            sentence, is_echo = f"Process {rank}: {sentence}", not is_last
+        if not is_echo:
             _print_failure(sentence, code, as_json=as_json)
 
 

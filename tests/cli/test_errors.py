@@ -60,16 +60,27 @@ def test_cause_counts_and_brackets_are_printed_as_they_are(capsys: pytest.Captur
     assert "The disk is full at /x/[bold]" in captured.err and captured.out == ""
 
 
-def test_other_ranks_do_not_repeat_a_sentence_and_leave_the_first_time_to_say_it(monkeypatch, capsys) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "local_rank", "says"),
+    [("torchrun", 0, True), ("torchrun", 3, True), ("srun", 0, True), ("srun", 3, False)],
+)
+def test_wrong_usage_of_one_process_is_said_after_the_first_had_time_to(
+    launcher, local_rank, says, monkeypatch, capsys
+) -> None:
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name, value in {"RANK": "11", "LOCAL_RANK": str(local_rank)}.items():
+        monkeypatch.setenv(name, value)
+    if launcher == "torchrun":
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
 
     def fail() -> None:
-        raise UsageError("Wrong key.")
+        raise UsageError("wrong key")
 
-    monkeypatch.setenv("RANK", "1")
-    assert run_guarded(fail, as_json=True) == 2
-    assert capsys.readouterr() == ("", "") and slept == [5.0]
+    assert run_guarded(fail, as_json=False) == 2
+    assert slept == [5.0 + 0.5 * local_rank]
+    assert capsys.readouterr() == ("", "error: Process 11: wrong key\n" if says else "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
