@@ -17,7 +17,13 @@ from typing import Literal, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    DynamoBackend,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 from torch import nn
 
 from marcli.errors import MarcliError, UsageError
@@ -128,7 +134,11 @@ def start_processes(*, precision: Precision, gpus: str) -> Processes:
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision="bf16" if resolve_precision(precision, on_cpu=on_cpu) == "bf16" else "no",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=PATIENCE),
+            # Gradients lie where they are averaged instead of being copied there; no buffer of a model ever changes.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+        ],
     )
     if accelerator.num_processes != world_size:
         raise MarcliError(

@@ -91,9 +91,14 @@ def straight(train, quiet, tmp_path):
     return losses(tmp_path / "straight")
 
 
+def look_at_the_wrapper(job, rank):
+    assert job.forward.gradient_as_bucket_view and not job.forward.broadcast_buffers
+
+
 def test_two_and_four_processes_train_as_one(quiet, straight, tmp_path):
     for world_size in (2, 4):
-        assert train_in(world_size, quiet, tmp_path / str(world_size)) == [("done", 8)] * world_size
+        ends = train_in(world_size, quiet, tmp_path / str(world_size), look_at_the_wrapper)
+        assert ends == [("done", 8)] * world_size
         assert losses(tmp_path / str(world_size)) == pytest.approx(straight, abs=1e-5)
     assert len(straight) == 8 and len(set(straight)) == 8
 
