@@ -8,18 +8,17 @@ import typer
 
 from marcli.cli.options import AsJson, Gpus, TokenizerPrecision
 from marcli.cli.output import print_intent, print_result
-from marcli.errors import MarcliError, UsageError
+from marcli.errors import UsageError
 from marcli.runtime.launch import check_alone
 from marcli.runtime.writable import check_place
 
 if TYPE_CHECKING:
-    from marcli.metrics.roundtrip import RoundTrip
+    from marcli.metrics.comparison import Judged
     from marcli.recipe.data import Data
     from marcli.recipe.tokenizer import Tokenizer as TokenizerSection
 
 DEFAULT_SIDE = 256
 LARGEST_SIDE = 16384
-SHOWN = 8  # pictures side by side
 
 
 def tokenize(
@@ -62,7 +61,7 @@ def tokenize(
     check_place(out)
     section, names = read_data(data, overrides or [], split=split)
     sections = [parse_tokenizer(text) for text in tokenizer] if tokenizer else names or [parse_tokenizer("kl16")]
-    from marcli.data.images import evenly_spread, native_size, open_images
+    from marcli.data.images import native_size, open_images
     from marcli.recipe.tokenizer import TAKES_GREY, latent_shape
     from marcli.runtime.accelerator import start_processes
 
@@ -86,23 +85,15 @@ def tokenize(
     if dry_run:
         print_settings(sections, section, min(num, len(images)), out, as_json=as_json)
         return
-    team = start_processes(precision="fp32" if precision == "auto" else precision, gpus=gpus)
-    extractor = find_extractor(features, inception, team.device)
-    chosen = evenly_spread(len(images), num)
-    in_picture = evenly_spread(len(chosen), SHOWN)  # the first ones alone would be of one class
-    chosen = [chosen[place] for place in in_picture] + [
-        index for place, index in enumerate(chosen) if place not in in_picture
-    ]
-    results, pictures, notes = [], [], []
-    for part in sections:
-        name, trip, returned, note = judge(
-            part, section, images, chosen, extractor=extractor, batch_size=batch_size, team=team
-        )
-        results.append((name, trip))
-        pictures.append(returned)
-        notes += [f"note: {name}: {note}"] if note else []
+    processes = start_processes(precision="fp32" if precision == "auto" else precision, gpus=gpus)
+    extractor = find_extractor(features, inception, processes.device)
+    from marcli.metrics.comparison import SHOWN, evenly_chosen, judge
+
+    chosen = evenly_chosen(images, num)
+    settings = dict(extractor=extractor, batch_size=batch_size, processes=processes)
+    judged = [judge(part, section, images, chosen, **settings) for part in sections]
     originals = next(images.batches(SHOWN, indices=chosen))[0]
-    report(results, originals, pictures, notes, images=images, out=out, as_json=as_json)
+    report(judged, originals, images=images, out=out, as_json=as_json)
 
 
 def print_settings(sections: "list[TokenizerSection]", data: "Data", num: int, out: Path, *, as_json: bool) -> None:
@@ -177,55 +168,7 @@ def find_extractor(features: str, inception: Path | None, device: Any) -> Any:
     )
 
 
-def judge(
-    part: "TokenizerSection",
-    data: "Data",
-    images: Any,
-    chosen: list[int],
-    *,
-    extractor: Any,
-    batch_size: int,
-    team: Any,
-) -> "tuple[str, RoundTrip, Any, str | None]":
-    """Return name, figures, first round trips and a note on the weights."""
-    from marcli.metrics.roundtrip import measure_round_trip
-    from marcli.runtime.progress import Progress
-    from marcli.tokenizer.build import new_tokenizer
-
-    name = tokenizer_name(part)
-    made = new_tokenizer(part, data, images, seed=0, device=team.device)
-    with Progress(title=name, total=len(chosen), unit="images", shown=True) as progress, team.accelerator.autocast():
-
-        def counted() -> Any:
-            for pixels, _ in images.batches(batch_size, indices=chosen):
-                yield pixels
-                progress.advance(len(pixels))
-            if progress.done == 0:
-                raise MarcliError(
-                    f"{len(chosen)} of the {len(images):,} images in {data.path!r} were chosen, and none of these can "
-                    "be read: give a larger --num"
-                )
-
-        trip, returned = measure_round_trip(made, counted(), extractor=extractor, device=team.device, keep=SHOWN)
-    return name, trip, returned, made.weights_note
-
-
-def tokenizer_name(part: "TokenizerSection") -> str:
-    """Return a short name that tells tokenizers of one kind apart."""
-    settings = part.model_dump(exclude_defaults=True, exclude={"kind", "weights", "scale"})
-    return " ".join([part.kind, *(str(value) for value in settings.values())])
-
-
-def report(
-    results: "list[tuple[str, RoundTrip]]",
-    originals: Any,
-    pictures: list[Any],
-    notes: list[str],
-    *,
-    images: Any,
-    out: Path,
-    as_json: bool,
-) -> None:
+def report(judged: "list[Judged]", originals: Any, *, images: Any, out: Path, as_json: bool) -> None:
     """Print the table and write the picture and the record."""
     import torch
     from rich.console import Console
@@ -233,12 +176,15 @@ def report(
     from marcli.runtime.atomic import write_json
     from marcli.sampling.album import write_grid
 
-    Console(soft_wrap=True).print(comparison(results))
+    Console(soft_wrap=True).print(comparison(judged))
+    notes = [f"note: {each.name}: {each.note}" for each in judged if each.note]
     notes += [f"skipped {name}: {reason}" for name, reason in images.skipped]
-    rows = torch.cat([originals[: len(pictures[0])], *pictures])
-    write_grid(rows, out / "roundtrip.png", columns=len(pictures[0]))
+    columns = len(judged[0].returned)
+    write_grid(
+        torch.cat([originals[:columns], *(each.returned for each in judged)]), out / "roundtrip.png", columns=columns
+    )
     record = {
-        "tokenizers": [{"name": name, **asdict(trip)} for name, trip in results],
+        "tokenizers": [{"name": each.name, **asdict(each.trip)} for each in judged],
         "notes": notes,
         "picture": str(out / "roundtrip.png"),
     }
@@ -250,16 +196,16 @@ def report(
     print_result(lines, record, as_json=as_json)
 
 
-def comparison(results: "list[tuple[str, RoundTrip]]") -> Any:
+def comparison(judged: "list[Judged]") -> Any:
     """Return the table: one column per tokenizer, one row per figure."""
     from rich.table import Table
 
-    first = results[0][1]
+    trips = [each.trip for each in judged]
+    first = trips[0]
     table = Table(title=f"round trip of {first.images:,} images", title_justify="left")
     table.add_column("")
-    for name, _ in results:
-        table.add_column(name, justify="right")
-    trips = [trip for _, trip in results]
+    for each in judged:
+        table.add_column(each.name, justify="right")
     table.add_row("PSNR, dB", *("exact" if trip.psnr is None else f"{trip.psnr:.2f}" for trip in trips))
     table.add_row("SSIM", *(f"{trip.ssim:.4f}" for trip in trips))
     table.add_row(f"rFID ({first.features or 'not measured'})", *(_figure(trip.rfid, ".2f") for trip in trips))
