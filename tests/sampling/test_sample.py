@@ -50,6 +50,11 @@ def test_pictures_grid_npz_and_record(run_folder, tmp_path, capsys):
     assert last["out"] == str(tmp_path)
     with Image.open(tmp_path / "animation.gif") as gif:
         assert gif.n_frames == 6
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))[::8, ::8]  # enlarged; a gap of one pixel around every picture
+    columns = grid.shape[1] // 9
+    for i, image in enumerate(images[..., 0]):
+        top, left = 1 + 9 * (i // columns), 1 + 9 * (i % columns)
+        assert np.array_equal(grid[top : top + 8, left : left + 8], image)
 
 
 def test_settings_are_overridden_by_options_and_keys(run_folder, tmp_path):
