@@ -76,7 +76,7 @@ class FeatureCache:
 
 
 class Features:
-    """What was computed last of every token of a batch; its tensors stay where they are."""
+    """What was computed last of every token of a batch; its tensors stay where recordings read and write them."""
 
     def __init__(self, backbone: FastMaskedBackbone, ranking_layer: int, like: Float[Tensor, "batch width"]) -> None:
         (batch, width), num_slots = like.shape, backbone.buffer_size + backbone.z_position.shape[1]
