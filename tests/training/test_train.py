@@ -19,6 +19,8 @@ from safetensors import safe_open
 from marcli.errors import MarcliError, UsageError
 from marcli.recipe.reader import read_recipe, recipe_text, write_recipe
 from marcli.runtime.rundir import RunDir
+from marcli.training import train as module
+from marcli.training.loop import run_training
 from marcli.training.preview import current_system, write_previews
 from marcli.training.train import how_to_go_on, train
 
@@ -44,6 +46,14 @@ def test_a_run_leaves_weights_tokenizer_recipe_metrics_and_grids(recipe, process
         assert json.loads(weights.metadata()["marcli"]) == {"recipe_text": recipe_text(made), "step": 12}
     again = train(made, run, processes, announce=said.append)
     assert again.new_steps == 0 and said[-1].endswith("already trained to step 12; raise train.steps to go on.")
+
+
+def test_the_status_says_that_a_run_is_running(recipe, processes, tmp_path, monkeypatch):
+    run, seen = RunDir(tmp_path / "run"), []
+    monkeypatch.setattr(module, "run_training", lambda job: seen.append(run.read_status()) or run_training(job))
+    train(recipe(), run, processes, announce=lambda line: None)
+    ((state, step, steps),) = [(each["state"], each["step"], each["steps"]) for each in seen]
+    assert (state, step, steps) == ("running", 0, 12)
 
 
 def test_a_refused_command_leaves_status_and_recipe_of_the_run(recipe, processes, said, tmp_path):
