@@ -18,7 +18,7 @@ from marcli.bench.quality import Tally
 from marcli.recipe.schema import Recipe
 from marcli.runtime.memory import release_freed_memory
 from marcli.sampling.engine.base import Engine
-from marcli.sampling.engine.features import FeatureCache
+from marcli.sampling.engine.features import CachedBackbone, FeatureCache
 from marcli.sampling.generate import generate
 from marcli.tokenizer.base import Tokenizer
 
@@ -136,15 +136,15 @@ def measure_shares(contender: Contender, seed: int) -> None:
 
 
 def parts_of(contender: Contender) -> dict[str, list[tuple[object, str]]]:
-    """Which methods make up which part; a causal backbone and a DiT are all decoder."""
+    """Which methods make up which part; a DiT and a backbone that is causal or recorded are all decoder."""
     model = contender.engine.model
     tokenizer = {"tokenizer": [(contender.tokenizer, "decode")]}
     if not hasattr(model, "head"):
         return {"decoder": [(model, "denoise")]} | tokenizer
     if hasattr(model.backbone, "encode"):
-        owners = (model.backbone, FeatureCache)  # which an approximation may put in the backbone's place
+        owners = (model.backbone, CachedBackbone)  # which an approximation may put in the backbone's place
         backbone = {"encoder": [(each, "encode") for each in owners], "decoder": [(each, "decode") for each in owners]}
     else:
-        backbone = {"decoder": [(model.backbone, "predict")]}
+        backbone = {"decoder": [(model.backbone, "predict"), (FeatureCache, "predict")]}
     methods = [name for name in ("sample", "log_probs") if hasattr(model.head, name)]
     return backbone | {"head": [(model.head, name) for name in methods]} | tokenizer

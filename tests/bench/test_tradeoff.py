@@ -28,7 +28,7 @@ from marcli.metrics.pictures import open_pictures
 from marcli.metrics.statistics import gaussian_from_features
 from marcli.recipe.reader import read_recipe, write_recipe
 from marcli.sampling.engine.build import build_engine
-from marcli.sampling.engine.features import FeatureCache
+from marcli.sampling.engine.features import CachedBackbone
 from marcli.sampling.generate import generate
 from marcli.tokenizer.build import save_tokenizer
 from tests.bench.asked import plan_request
@@ -65,14 +65,25 @@ def test_shares_cover_the_parts(kind, engine):
 
 
 def test_shares_cover_the_parts_of_an_approximation_too():
-    before, deeper = dict(vars(FeatureCache)), ["model.backbone.decoder_depth=2", "sample.steps=6"]
+    before, deeper = dict(vars(CachedBackbone)), ["model.backbone.decoder_depth=2", "sample.steps=6"]
     each = contender(SPECS["masked"], "auto", ["sample.approximate.feature_refresh=3", *deeper])
     measure_shares(each, seed=0)
     assert set(each.shares) == {"encoder", "decoder", "head", "tokenizer"}
     plain = contender(SPECS["masked"], "auto", deeper)
     measure_shares(plain, seed=0)
     assert each.shares["decoder"] > 0.3 * plain.shares["decoder"]
-    assert dict(vars(FeatureCache)) == before
+    assert dict(vars(CachedBackbone)) == before
+
+
+def test_a_recorded_transformer_is_all_decoder():
+    cached = ["sample.cfg=1", "sample.approximate.feature_refresh=3", "model.backbone.decoder_depth=2"]
+    for overrides in ([], cached):
+        each = contender(SPECS["masked"], "auto", overrides)
+        each.engine.record(lambda function: (lambda: None, function()))
+        for _ in range(2):
+            each.batch(range(2), 0)
+        measure_shares(each, seed=0)
+        assert set(each.shares) == {"decoder", "head", "tokenizer"} and each.shares["decoder"] > 0.02
 
 
 def test_first_round_is_not_timed_and_time_ends_all_points_alike():
