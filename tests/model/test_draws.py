@@ -13,6 +13,14 @@ def test_the_recipes_share_of_labels_is_dropped():
     assert abs(dropped.float().mean().item() - 0.1) < 0.025
 
 
+def test_a_masked_model_knows_what_its_mask_ratio_leaves():
+    """Of 16 tokens at least 70 % are hidden, which rounds up to 12, and often nearly all."""
+    of, generator = model(recipe("masked", "random", "l2")), torch.Generator().manual_seed(0)
+    known = [of.num_known(generator) for _ in range(500)]
+    assert set(known) == {0, 1, 2, 3, 4}
+    assert 1.2 < sum(known) / len(known) < 2.0
+
+
 def test_a_causal_model_learns_its_first_token():
     assert model(recipe("causal", "raster", "l2")).num_known(torch.Generator()) == 0
 
