@@ -2,14 +2,16 @@
 
 import os
 import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from marcli.cli.app import run
 from marcli.data.images import open_images
 from marcli.data.latents import LatentCache
-from marcli.errors import MarcliError
+from marcli.errors import MarcliError, StoppedError
 from marcli.recipe.reader import read_recipe
 from marcli.runtime.accelerator import Processes, start_processes
 from marcli.tokenizer import caching
@@ -83,3 +85,22 @@ def test_a_signal_stops_within_a_shard(tmp_path, monkeypatch, capsys) -> None:
     assert cache(tmp_path, scale) == 0
     assert "encoded 7 of 8 shards" in capsys.readouterr().out
     assert LatentCache(tmp_path, verify=True).num_images == 1797
+
+
+def test_who_waits_for_the_others_stops_when_asked_to(processes, tmp_path, monkeypatch) -> None:
+    recipe, waited = read_recipe(RECIPE, []), []
+    one_of_two = SimpleNamespace(
+        rank=0, world_size=2, is_main=True, wait=lambda: None, device=processes.device, precision="fp32",
+        accelerator=processes.accelerator,
+    )  # fmt: skip
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(caching, "time", SimpleNamespace(sleep=wait, monotonic=time.monotonic))
+    with pytest.raises(StoppedError):
+        cache_latents(recipe, open_images(recipe.data), folder=tmp_path, processes=one_of_two)
+    assert len(waited) == 3
+    assert cache(tmp_path) == 0  # what the other one was to do
