@@ -18,7 +18,7 @@ from marcli.runtime.launch import report_exit
 from marcli.runtime.stop import stop_at_once
 
 DONE, FAILED, WRONG_USAGE, STOPPED = 0, 1, 2, 75
-SECONDS_FOR_THE_FIRST, SECONDS_FOR_EACH = 5.0, 0.5
+SECONDS_FOR_THE_FIRST, SECONDS_FOR_EACH = 5.0, 1.0
 
 WHEN_OS_SAYS = {
     errno.ENOSPC: "The disk is full at {place}: make room, or write elsewhere; what was complete before is intact",
@@ -45,9 +45,8 @@ NETWORK_TYPES = {
 def run_guarded(command: Callable[[], int | None], *, as_json: bool) -> int:
     """Run `command` and return the exit code of the program, having printed the sentence if it failed.
 
-    One of several processes leaves the printing to the one that launched it, so that a sentence comes once. Where that
-    is somebody else's launcher, wrong usage is printed by the first process; one that it alone has (no GPU, no such
-    folder on this machine) by this one.
+    One of several processes leaves the printing to the one that launched it, so that a sentence comes once. Under
+    another launcher the first process prints what all of them met, and each what it alone met (no GPU for it, say).
     With `as_json` a failure, too, ends standard output with one JSON object. MARCLI_TRACEBACK=1 adds the traceback.
     """
 
@@ -69,16 +68,24 @@ def run_guarded(command: Callable[[], int | None], *, as_json: bool) -> int:
 
 def _tell(sentence: str, code: int, *, as_json: bool) -> None:
     """Tell the launcher, or else the user, how this process ends."""
-    is_echo = code in (WRONG_USAGE, STOPPED) and os.environ.get("RANK", "0") != "0"
-    if not report_exit(code, sentence) and sentence:
-        if is_echo and code == WRONG_USAGE:
-            # torchrun ends all once one has ended, even the one about to say it; srun ends none.
-            rank, local_rank = os.environ["RANK"], int(os.environ.get("LOCAL_RANK", "0"))
-            time.sleep(SECONDS_FOR_THE_FIRST + SECONDS_FOR_EACH * local_rank)
-            is_last = "TORCHELASTIC_RUN_ID" in os.environ or local_rank == 0
-            sentence, is_echo = f"Process {rank}: {sentence}", not is_last
-        if not is_echo:
-            _print_failure(sentence, code, as_json=as_json)
+    if report_exit(code, sentence) or not sentence:
+        return
+    rank = os.environ.get("RANK", "0")
+    if rank != "0" and code == WRONG_USAGE:
+        sentence = f"Process {rank}: {sentence}"
+    if rank == "0" or code == FAILED or (code == WRONG_USAGE and _first_had_nothing_to_say()):
+        _print_failure(sentence, code, as_json=as_json)
+
+
+def _first_had_nothing_to_say() -> bool:
+    """Wait for the first process, and for those of this machine before this one, to say the same; did they not?
+
+    torchrun ends all once one has ended, so that whoever is still here is alone with its error. srun ends none: there
+    one process of a machine speaks for all of them.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    time.sleep(SECONDS_FOR_THE_FIRST + SECONDS_FOR_EACH * local_rank)
+    return "TORCHELASTIC_RUN_ID" in os.environ or local_rank == 0
 
 
 def explain_error(error: BaseException) -> tuple[str, int]:

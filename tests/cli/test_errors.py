@@ -79,7 +79,7 @@ def test_wrong_usage_of_one_process_is_said_after_the_first_had_time_to(
         raise UsageError("wrong key")
 
     assert run_guarded(fail, as_json=False) == 2
-    assert slept == [5.0 + 0.5 * local_rank]
+    assert slept == [5.0 + local_rank]
     assert capsys.readouterr() == ("", "error: Process 11: wrong key\n" if says else "")
 
 
