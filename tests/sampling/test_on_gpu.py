@@ -10,13 +10,12 @@ from marcli.sampling.generate import Maker
 from marcli.tokenizer.build import build_tokenizer
 from tests.model.tiny import COMBINATIONS, recipe, system
 from tests.sampling.alone import run_alone
+from tests.sampling.test_recorded import ANNEALED, LAZY
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 LABELS = [1, 7, 4]
-ANNEALED = {"approximate": {"final_diffusion_steps": 2, "solver": "dpm++2m"}}
-LAZY = {"steps": 8, "approximate": {"feature_refresh": 4, "guidance_refresh": 4, "guidance_from": 1.2}}
 SETTINGS = [
     *((combination, {}) for combination in COMBINATIONS),
     *((combination, ANNEALED) for combination in COMBINATIONS if combination[2] == "diffusion"),

@@ -74,8 +74,8 @@ class FastOrPlain:
 class CompiledOrPlain(FastOrPlain):
     """A function, compiled at its first call for tensors of any size.
 
-    Its random numbers are those of PyTorch's own kernels: the same as without compiling, and four per call of their
-    generator, of whose calls Inductor's kernels make one per number and wait for it.
+    Its random numbers are those of PyTorch's own kernels: the same as without compiling, and drawn faster, four per
+    call of their generator, which Inductor's kernels call for every number.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

@@ -8,7 +8,7 @@ and values.
 Tokens travel in reveal order, so a token has the same slot (buffer, then tokens) at every AR step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,11 +78,11 @@ class FeatureCache:
 class Features:
     """What was computed last of every token of a batch; its tensors stay where recordings read and write them."""
 
-    def __init__(self, backbone: FastMaskedBackbone, ranking_layer: int, like: Float[Tensor, "batch width"]) -> None:
-        (batch, width), num_slots = like.shape, backbone.buffer_size + backbone.z_position.shape[1]
+    def __init__(self, blocks: Iterable[FastBlock], num_slots: int, like: Float[Tensor, "batch width"]) -> None:
+        batch, width = like.shape
         self.inputs = like.new_zeros(batch, num_slots, width)  # of the decoder
         self.keys_values: dict[FastBlock, tuple[Tensor, Tensor]] = {}
-        for block in (*backbone.encoder, *backbone.decoder[ranking_layer:]):
+        for block in blocks:
             shape = (batch, block.heads, num_slots, width // block.heads)
             self.keys_values[block] = (like.new_zeros(shape), like.new_zeros(shape))
 
@@ -109,7 +109,8 @@ class CachedBackbone:
         """z of the wanted tokens; `tensors` are known tokens, order and condition, as in `MaskedBackbone.predict`."""
         known, order, condition = tensors
         if len(known) not in self.features:
-            self.features[len(known)] = Features(self.backbone, self.ranking_layer, condition)
+            kept = (*self.backbone.encoder, *self.backbone.decoder[self.ranking_layer :])
+            self.features[len(known)] = Features(kept, self.num_slots, condition)
         features, num_known = self.features[len(known)], known.shape[1]
         if fresh.share is None:
             features.inputs.copy_(self.nothing_known(order))
