@@ -176,7 +176,7 @@ def report(judged: "list[Judged]", originals: Any, *, images: Any, out: Path, as
     from marcli.runtime.atomic import write_json
     from marcli.sampling.album import write_grid
 
-    Console(soft_wrap=True).print(comparison(judged))
+    Console(soft_wrap=True).print(table_of(judged))
     notes = [f"note: {each.name}: {each.note}" for each in judged if each.note]
     notes += [f"skipped {name}: {reason}" for name, reason in images.skipped]
     columns = len(judged[0].returned)
@@ -196,7 +196,7 @@ def report(judged: "list[Judged]", originals: Any, *, images: Any, out: Path, as
     print_result(lines, record, as_json=as_json)
 
 
-def comparison(judged: "list[Judged]") -> Any:
+def table_of(judged: "list[Judged]") -> Any:
     """Return the table: one column per tokenizer, one row per figure."""
     from rich.table import Table
 
